@@ -1,0 +1,166 @@
+"""What a model family gives the engine and the trainer, and how it is found.
+
+Axes, here and everywhere: B sequences, T query tokens, S key/value tokens, N query heads,
+K key/value heads, G = N // K, H head dim, D model width, F feed-forward width, V vocabulary,
+L layers, P pages of one sequence.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Cache = Any  # The pytree of arrays that `CausalLM.cache_spec` declares.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RaggedBatch:
+    """One step's tokens: sequences with different numbers of new tokens, laid end to end.
+
+    The same form serves prefill chunks, decode tokens, draft verification and mixtures of them.
+
+    Invariants:
+      - `query_starts` starts at 0 and never falls; sequence b owns the rows
+        `query_starts[b]:query_starts[b + 1]`; rows past `query_starts[B]` are padding.
+      - Live sequences come first; a padding sequence has no rows and `kv_lengths` 0.
+      - `kv_lengths[b]` counts the sequence's tokens *after* this step, so its last row sits at
+        position `kv_lengths[b] - 1`.
+      - Position p of sequence b lies in page `page_table[b, p // page_size]`, row
+        `p % page_size`. Page 0 belongs to nobody: unused entries of the table point at it.
+      - `max_query_len` is static and bounds the rows of any sequence; 1 means pure decoding.
+    """
+
+    tokens: Int[Array, "T"]
+    positions: Int[Array, "T"]
+    query_starts: Int[Array, "B+1"]
+    kv_lengths: Int[Array, "B"]
+    page_table: Int[Array, "B P"]
+    state_slots: Int[Array, "B"]  # One slot a sequence, for fixed-size recurrent state.
+    max_query_len: int = dataclasses.field(metadata=dict(static=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheLeaf:
+    """One array of the cache: its shape, dtype and logical axis names, one name a dimension."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        size = jnp.dtype(self.dtype).itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+
+@runtime_checkable
+class CausalLM(Protocol):
+    """A flax NNX module that predicts the next token.
+
+    `config` is a frozen dataclass with at least `vocab_size: int`, `max_position: int` (longest
+    context in tokens), `num_layers: int` and `architecture: str` (the published class name).
+    """
+
+    config: Any
+
+    def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
+        """Hidden states of every row, and the cache with this step's tokens written."""
+        ...
+
+    def dense(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states of a rectangular batch, for training and for plain baselines.
+
+        Without a cache, attention is causal over the T tokens. With one (`dense_cache_spec`),
+        each token is written at its own position and sees all positions up to it.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Float32 logits, after the final soft-cap where the architecture has one."""
+        ...
+
+    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
+        """The paged cache as a pytree of `CacheLeaf`; attention layers give one leaf each,
+        `[num_pages, page_size, K, 2, H]` with keys at index 0 and values at 1 of the fourth axis."""
+        ...
+
+    def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> Any:
+        """The cache of `dense` as a pytree of `CacheLeaf`, `[B, S, K, 2, H]` a layer."""
+        ...
+
+
+class Family(Protocol):
+    """A module registered under the entry-point group `flexjax.models`, one entry a published
+    architecture name (the `architectures` field of config.json)."""
+
+    def config_from_hf(self, hf: dict[str, Any]) -> Any:
+        """The frozen config. ValueError for a field that is not understood and would change the result."""
+        ...
+
+    def config_to_hf(self, config: Any, dtype: Any) -> dict[str, Any]: ...
+
+    def build(self, config: Any, *, dtype: Any, seed: int = 0) -> CausalLM:
+        """A model with fresh random weights, in `dtype`."""
+        ...
+
+    def load(self, directory: str | Path, *, dtype: Any) -> CausalLM:
+        """The model of a Hugging Face directory, weights memory-mapped and put on the device in `dtype`."""
+        ...
+
+    def save(self, model: CausalLM, directory: str | Path) -> None:
+        """Writes config.json and model.safetensors (indexed past 5 GB)."""
+        ...
+
+
+def families() -> dict[str, importlib.metadata.EntryPoint]:
+    """Architecture name → entry point, of every installed package that registers one."""
+    return {e.name: e for e in importlib.metadata.entry_points(group="flexjax.models")}
+
+
+def find_family(architecture: str) -> Family:
+    """The family module of a published architecture name; ValueError names the known ones."""
+    known = families()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3) or sorted(known)
+        raise ValueError(
+            f"No installed model family serves the architecture {architecture!r}; nearest known: "
+            f"{', '.join(near) or 'none at all (is the project installed? run `make setup`)'}. A package adds one "
+            "with an entry point in the group 'flexjax.models'."
+        )
+    return known[architecture].load()
+
+
+def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
+    """The family module and the parsed config.json of a Hugging Face model directory."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
+    try:
+        hf = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    names: Sequence[str] = hf.get("architectures") or []
+    if len(names) != 1:
+        raise ValueError(f"{path} must name exactly one entry in 'architectures'; it has {list(names)!r}.")
+    return find_family(names[0]), hf
+
+
+def zeros(spec: Any) -> Cache:
+    """An empty cache: the pytree of `CacheLeaf` turned into zero arrays."""
+    is_leaf = lambda x: isinstance(x, CacheLeaf)  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec, is_leaf=is_leaf)
