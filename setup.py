@@ -1,0 +1,5 @@
+"""Build of flexjax; metadata is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
