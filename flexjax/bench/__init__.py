@@ -1,0 +1,1 @@
+"""Measures a target under MLPerf rules: scenarios, workloads, metrics, validity, quality, cost, report."""
