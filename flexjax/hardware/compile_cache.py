@@ -1,0 +1,111 @@
+"""JAX's persistent compilation cache, and a counter of what XLA compiles."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Self
+
+import jax
+from jax import monitoring
+from jax.experimental.compilation_cache import compilation_cache
+
+# Recorded by JAX once for every program that it compiles or loads from the persistent cache, with
+# the seconds that this took; the second event follows only where the cache had the program.
+_PROGRAM_EVENT = "/jax/core/compile/backend_compile_duration"
+_HIT_EVENT = "/jax/compilation_cache/cache_hits"
+
+
+def default_directory() -> Path:
+    """Where compiled programs are kept: `$XDG_CACHE_HOME/flexjax/xla`, else `~/.cache/flexjax/xla`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return root / "flexjax" / "xla"
+
+
+def enable(path: Path | None = None) -> Path:
+    """Keeps every compiled program on disk, for this and later processes; returns the directory.
+
+    Without `path`, a directory already given to JAX (`JAX_COMPILATION_CACHE_DIR`) is kept, else
+    `default_directory()` is taken. The directory is made for its owner only, because JAX runs what
+    it finds there.
+    """
+    chosen = path or jax.config.jax_compilation_cache_dir or default_directory()
+    directory = Path(chosen).expanduser().resolve()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(directory, os.W_OK):
+        raise ValueError(
+            f"The compilation cache must be a writable directory; {directory} is not. "
+            "Pass another path or set XDG_CACHE_HOME."
+        )
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    # JAX skips programs that compile in under a second; an engine has dozens of those.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # JAX looks at the settings once; forget an answer given before they were set.
+    compilation_cache.reset_cache()
+    return directory
+
+
+class CompileCounter:
+    """Counts the programs that JAX compiles or loads, in any thread, while the context is open.
+
+        with CompileCounter() as counter:
+            step(...)
+        assert counter.programs == 0, "a compile inside the measured window"
+
+    The figures can be read while the context is open and stay after it. Invariant:
+    `programs == backend_compiles + cache_hits`.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._programs = 0
+        self._cache_hits = 0
+        self._seconds = 0.0
+        self._names: list[str] = []
+
+    def __enter__(self) -> Self:
+        monitoring.register_event_listener(self._on_event)
+        monitoring.register_event_duration_secs_listener(self._on_duration)
+        return self
+
+    def __exit__(self, *_) -> None:
+        monitoring.unregister_event_listener(self._on_event)
+        monitoring.unregister_event_duration_listener(self._on_duration)
+
+    def _on_event(self, event: str, **_) -> None:
+        if event == _HIT_EVENT:
+            with self._lock:
+                self._cache_hits += 1
+
+    def _on_duration(self, event: str, duration: float, **kwargs) -> None:
+        if event == _PROGRAM_EVENT:
+            with self._lock:
+                self._programs += 1
+                self._seconds += duration
+                self._names.append(str(kwargs.get("fun_name", "?")))
+
+    @property
+    def programs(self) -> int:
+        """New programs: compiled or loaded. Either stalls a request that waits for it."""
+        return self._programs
+
+    @property
+    def backend_compiles(self) -> int:
+        """Programs that XLA really compiled."""
+        return self._programs - self._cache_hits
+
+    @property
+    def cache_hits(self) -> int:
+        """Programs loaded from the persistent cache instead."""
+        return self._cache_hits
+
+    @property
+    def seconds(self) -> float:
+        """Time spent compiling and loading; threads add up, so it can exceed wall time."""
+        return self._seconds
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The programs' function names, in order."""
+        return tuple(self._names)
