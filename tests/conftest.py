@@ -1,0 +1,42 @@
+"""What every test gets: a CPU backend, strict JAX, compiled programs kept between runs."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # One folder a worker: JAX does not write cache entries atomically, and a half-written one warns.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    folder = config.rootpath / ".pytest_cache" / "jax" / worker
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dtype_promotion(request: pytest.FixtureRequest):
+    """Strict, but where optax runs: its Adam raises a float to an integer count and fails under it."""
+    name = str(request.path.relative_to(REPOSITORY / "tests"))
+    uses_optax = name.startswith("train/") or name.startswith("jobs/test_train")
+    with jax.numpy_dtype_promotion("standard" if uses_optax else "strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data sets that only tests read; a test that asks for it is skipped without it."""
+    folder = Path(os.environ.get("FLEXJAX_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the shared data sets are not here: {folder} is no folder (set FLEXJAX_SHARED_DATA)")
+    return folder
