@@ -1,0 +1,274 @@
+"""One decoder-only transformer whose variants are data in `TransformerConfig`.
+
+Axes: B sequences, T query tokens, S key/value tokens, N query heads, K key/value heads, G = N // K,
+H head dim, D model width, F feed-forward width, V vocabulary. A leading `...` is `[T]` in a ragged
+step and `[B, T]` in `dense`.
+
+Activations have the parameters' dtype; norms, softmax, rope and logits are computed in float32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zeros
+from jaxtyping import Array, Float, Int
+
+from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
+from models.transformer.config import Layer, TransformerConfig
+from models.transformer.rope import rotate
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
+
+RopeTables = tuple[Array, Array] | None
+# Queries, keys and values of every row → the mixed values and the layer's cache with the rows written.
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+
+
+class Maker:
+    """Declares parameters: one call gives shape, dtype, logical axes (`param.axes`) and first value."""
+
+    def __init__(self, config: TransformerConfig, dtype: Any, rngs: nnx.Rngs):
+        self.sizes, self.dtype, self.rngs = config.axis_sizes, dtype, rngs
+        # GPT-2's rule: the residual stream keeps its scale however many layers add to it.
+        self.residual_scale = 0.5 / config.num_layers if config.num_layers else 1.0
+
+    def __call__(self, *axes: str, init: Initializer) -> nnx.Param:
+        shape = tuple(self.sizes[axis] for axis in axes)
+        return nnx.Param(init(self.rngs.params(), shape, self.dtype), axes=axes)
+
+    def into(self, *axes: str) -> nnx.Param:
+        """A projection from the model width."""
+        outputs = tuple(range(1, len(axes)))
+        return self(*axes, init=variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=outputs))
+
+    def back(self, *axes: str) -> nnx.Param:
+        """A projection to the model width, whose result is added to the residual stream."""
+        inputs = tuple(range(len(axes) - 1))
+        scale = self.residual_scale
+        return self(*axes, init=variance_scaling(scale, "fan_in", "normal", in_axis=inputs, out_axis=-1))
+
+    def bias(self, wanted: bool, *axes: str) -> nnx.Param | None:
+        return self(*axes, init=zeros) if wanted else None
+
+
+def add_bias(x: Array, bias: nnx.Param | None) -> Array:
+    return x if bias is None else x + jnp.broadcast_to(bias[...], x.shape)
+
+
+class Norm(nnx.Module):
+    """RMSNorm, or LayerNorm with a bias, over the last axis; float32 inside."""
+
+    def __init__(self, config: TransformerConfig, make: Maker, axis: str, kind: str):
+        self.eps, self.offset, self.kind = config.norm_eps, config.norm_offset, kind
+        self.scale = make(axis, init=zeros if config.norm_offset else ones)
+        self.bias = make.bias(kind == "layer", axis)
+
+    def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
+        y = jnp.einsum("...D,D->...D", y, self.scale[...].astype(jnp.float32) + self.offset)
+        if self.bias is not None:
+            y = y + jnp.broadcast_to(self.bias[...].astype(jnp.float32), y.shape)
+        return y.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention; where keys and values live is the caller's business (`attend`)."""
+
+    def __init__(self, config: TransformerConfig, make: Maker):
+        self.query = make.into("embed", "heads", "head_dim")
+        self.key = make.into("embed", "kv_heads", "head_dim")
+        self.value = make.into("embed", "kv_heads", "head_dim")
+        self.out = make.back("heads", "head_dim", "embed")
+        self.query_bias = make.bias(config.qkv_bias, "heads", "head_dim")
+        self.key_bias = make.bias(config.qkv_bias, "kv_heads", "head_dim")
+        self.value_bias = make.bias(config.qkv_bias, "kv_heads", "head_dim")
+        self.out_bias = make.bias(config.out_bias, "embed")
+        self.query_norm = Norm(config, make, "head_dim", "rms") if config.qk_norm else None
+        self.key_norm = Norm(config, make, "head_dim", "rms") if config.qk_norm else None
+
+    def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
+        q = add_bias(jnp.einsum("...D,DNH->...NH", x, self.query[...]), self.query_bias)
+        k = add_bias(jnp.einsum("...D,DKH->...KH", x, self.key[...]), self.key_bias)
+        v = add_bias(jnp.einsum("...D,DKH->...KH", x, self.value[...]), self.value_bias)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if tables is not None:
+            q, k = rotate(q, tables), rotate(k, tables)
+        mixed, cache = attend(q, k, v)
+        return add_bias(jnp.einsum("...NH,NHD->...D", mixed, self.out[...]), self.out_bias), cache
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: TransformerConfig, make: Maker):
+        self.activation = config.activation
+        self.gate = make.into("embed", "mlp") if config.gated_mlp else None
+        self.up = make.into("embed", "mlp")
+        self.down = make.back("mlp", "embed")
+        self.gate_bias = make.bias(config.mlp_bias and config.gated_mlp, "mlp")
+        self.up_bias = make.bias(config.mlp_bias, "mlp")
+        self.down_bias = make.bias(config.mlp_bias, "embed")
+
+    def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
+        act = ACTIVATIONS[self.activation]
+        hidden = add_bias(jnp.einsum("...D,DF->...F", x, self.up[...]), self.up_bias)
+        if self.gate is None:
+            hidden = act(hidden)
+        else:
+            hidden = act(add_bias(jnp.einsum("...D,DF->...F", x, self.gate[...]), self.gate_bias)) * hidden
+        return add_bias(jnp.einsum("...F,FD->...D", hidden, self.down[...]), self.down_bias)
+
+
+class Block(nnx.Module):
+    """Norm, attend, add; norm, mix, add."""
+
+    def __init__(self, config: TransformerConfig, make: Maker):
+        self.attention_norm = Norm(config, make, "embed", config.norm)
+        self.attention = Attention(config, make)
+        self.attention_post_norm = Norm(config, make, "embed", config.norm) if config.post_norms else None
+        self.mlp_norm = Norm(config, make, "embed", config.norm)
+        self.mlp = MLP(config, make)
+        self.mlp_post_norm = Norm(config, make, "embed", config.norm) if config.post_norms else None
+
+    def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
+        y, cache = self.attention(self.attention_norm(x), tables, attend)
+        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
+        y = self.mlp(self.mlp_norm(x))
+        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y)), cache
+
+
+class Transformer(nnx.Module):
+    """A `flexjax.causal_lm.CausalLM`."""
+
+    def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
+        make = Maker(config, dtype, rngs)
+        self.config = config
+        self.embedding = make("vocab", "embed", init=normal(0.02))
+        self.position_embedding = make("position", "embed", init=normal(0.02)) if config.learned_positions else None
+        self.blocks = nnx.List([Block(config, make) for _ in config.layers])
+        self.final_norm = Norm(config, make, "embed", config.norm)
+        self.unembedding = None if config.tied_embeddings else make.into("embed", "vocab")
+
+    def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
+        """Hidden states of every row of a ragged step, and the paged cache with its tokens written."""
+        from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
+
+        def attend(layer: Layer, pages: Array, q: Array, k: Array, v: Array):
+            return ragged_paged_attention(
+                q, k, v, pages, batch.query_starts, batch.kv_lengths, batch.page_table,
+                scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
+                max_query_len=batch.max_query_len,
+            )  # fmt: skip
+
+        return self._forward(batch.tokens, batch.positions, cache, attend)
+
+    def dense(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None = None, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states of a rectangular batch.
+
+        Without a cache the T tokens see themselves and those before them; `positions` (0 … T-1 unless
+        given) feed the position embedding alone. With one, each token is written at its own position
+        and sees all positions up to it; a token whose position lies past the cache is not written.
+        """
+        batch_size, length = tokens.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+
+        def attend(layer: Layer, kv: Array | None, q: Array, k: Array, v: Array):
+            seen_at = positions
+            if kv is None:
+                seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+            else:
+                rows = jnp.broadcast_to(jnp.arange(batch_size)[:, None], (batch_size, length))
+                kv = kv.at[rows, positions].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")
+                k, v = kv[:, :, :, 0].astype(q.dtype), kv[:, :, :, 1].astype(q.dtype)
+            mixed = dense_attention(
+                q, k, v, seen_at, scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap
+            )
+            return mixed, kv
+
+        hidden, new_cache = self._forward(tokens, positions, cache or [None] * self.config.num_layers, attend)
+        return hidden, None if cache is None else new_cache
+
+    def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
+        config = self.config
+        x = self.embedding[...][tokens]
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[...][positions]
+        ropes = dict.fromkeys(layer.rope for layer in config.layers)  # Ordered: the compiled program must not vary.
+        tables = {rope: rope.tables(positions, config.head_dim) for rope in ropes if rope is not None}
+        new_cache = []
+        for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
+            x, leaf = block(x, tables.get(layer.rope), functools.partial(attend, layer, leaf))
+            new_cache.append(leaf)
+        return self.final_norm(x), new_cache
+
+    def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
+        """Float32 logits, soft-capped where the architecture says so."""
+        if self.unembedding is None:
+            spec, weight = "...D,VD->...V", self.embedding[...]
+        else:
+            spec, weight = "...D,DV->...V", self.unembedding[...]
+        logits = jnp.einsum(spec, hidden, weight, preferred_element_type=jnp.float32)
+        return softcapped(logits, self.config.final_softcap)
+
+    @property
+    def query_scale(self) -> float:
+        scale = self.config.query_scale
+        return self.config.head_dim**-0.5 if scale is None else scale
+
+    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[CacheLeaf]:
+        """One `[num_pages, page_size, K, 2, H]` leaf a layer; attention needs no state slots."""
+        return self._cache((num_pages, page_size), ("pages", "page"), dtype)
+
+    def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
+        """One `[B, S, K, 2, H]` leaf a layer."""
+        return self._cache((batch_size, length), ("batch", "length"), dtype)
+
+    def _cache(self, leading: tuple[int, int], names: tuple[str, str], dtype: Any) -> list[CacheLeaf]:
+        shape = (*leading, self.config.num_kv_heads, 2, self.config.head_dim)
+        return [CacheLeaf(shape, dtype, (*names, "kv_heads", None, "head_dim")) for _ in self.config.layers]
+
+
+def softcapped(x: Array, cap: float | None) -> Array:
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def dense_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    seen_at: Int[Array, "B T"],
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Array, "B T N H"]:
+    """softmax(softcap(scale · q kᵀ)) v over the keys s with seen_at - window < s ≤ seen_at.
+
+    Query head n reads key/value head n // G.
+    """
+    batch_size, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    q = q.reshape(batch_size, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+    scores = softcapped(scores, softcap)
+    behind = seen_at[:, :, None] - jnp.arange(k.shape[1], dtype=jnp.int32)[None, None, :]
+    visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    scores = jnp.where(visible[:, None, None, :, :], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
+    return mixed.reshape(batch_size, length, num_heads, head_dim)
