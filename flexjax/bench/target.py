@@ -1,0 +1,44 @@
+"""What is measured: anything that takes requests and tells when their tokens come."""
+
+import dataclasses
+from typing import Any, Protocol
+
+from flexjax.bench.result import StartUp, StatsSample
+from flexjax.engine.request import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetStats:
+    """What a target has done since it started."""
+
+    samples: tuple[StatsSample, ...] = ()  # One a step; `time_s` by `time.perf_counter()`.
+    steps: int = 0
+    host_s: float = 0.0  # Of the steps' time, spent in Python outside the device.
+    device_s: float = 0.0  # Spent waiting for the device.
+
+
+class Target(Protocol):
+    """A server under test, in this process or behind a URL.
+
+    Between `start` and `stop` any thread may call `submit`, which returns at once. The request's
+    `listener` is then called from another thread with "scheduled" (where the target knows), "token"
+    and at last exactly one "done" event. An idle target uses no CPU.
+    """
+
+    name: str
+
+    def start(self) -> StartUp:
+        """Loads, compiles everything that serving needs, and begins to serve."""
+        ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def stop(self) -> None:
+        """Ends serving; requests still in flight end with an error."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Flat and JSON-able: software versions, dtypes really allocated, bodies that ran, limits."""
+        ...
+
+    def stats(self) -> TargetStats: ...
