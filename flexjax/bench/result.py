@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flexjax.bench.metrics import Metrics
+from flexjax.hardware.energy import Energy
 
 Better = Literal["higher", "lower"]
 Kind = Literal["measured", "estimated", "compiled"]
@@ -62,13 +63,6 @@ class Verdict:
 
     valid: bool
     reasons: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Energy:
-    joules: float
-    kind: Kind
-    meter: str  # "zeus: NVML", "zeus: RAPL", or what the estimate rests on.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,11 +78,11 @@ class CompileCounter:
             with self._lock:
                 self._cache_hits += 1
 
-    def _on_duration(self, event: str, duration: float, **kwargs) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **kwargs) -> None:
         if event == _PROGRAM_EVENT:
             with self._lock:
                 self._programs += 1
-                self._seconds += duration
+                self._seconds += duration_secs
                 self._names.append(str(kwargs.get("fun_name", "?")))
 
     @property

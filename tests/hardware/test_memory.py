@@ -1,0 +1,32 @@
+import sys
+
+import numpy as np
+import pytest
+
+from flexjax.hardware import memory
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux restarts the peak")
+SIZE = 200_000_000  # bytes
+
+
+def test_the_peak_sees_an_allocation():
+    before = memory.peak_rss_bytes()
+    held = np.ones(before + SIZE, np.uint8)
+    assert memory.peak_rss_bytes() >= before + SIZE
+    del held
+
+
+@linux
+def test_each_context_has_its_own_peak():
+    with memory.PeakMemory() as large:
+        np.ones(SIZE, np.uint8).sum()
+    with memory.PeakMemory() as small:
+        pass
+    if not large.exact:
+        pytest.skip("this kernel does not let a process restart its peak")
+    assert large.process_bytes - small.process_bytes > SIZE / 2
+
+
+def test_device_memory_is_known_or_none():
+    peak = memory.peak_device_bytes()
+    assert peak is None or peak >= 0
