@@ -1,5 +1,51 @@
-"""Build of flexjax; metadata is in pyproject.toml."""
+"""Build of flexjax: the C++ kernels and the files that a wheel carries; metadata is in pyproject.toml.
 
-from setuptools import setup
+Every `flexjax/kernels/<op>/cpu.cc` becomes `_cpu.so` beside it, found and loaded by that op. A machine
+with no C++ compiler installs without them and runs on plain JAX; a result names the kernel that ran.
+"""
 
-setup()
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# Opened by path, never imported: a wheel puts them under <environment>/share/flexjax.
+SHARED_FOLDERS = ["configs", "xla_flags"]
+
+
+class BuildNative(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        # Loaded by ctypes, so the name carries no Python version; `cpu.so` would hide `cpu.py`.
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+
+def native_kernels() -> list[Extension]:
+    sources = sorted(Path("flexjax/kernels").glob("*/cpu.cc"))
+    if not sources:
+        return []
+    from jax import ffi  # Only for the folder of its headers.
+
+    return [
+        Extension(
+            ".".join([*source.parent.parts, "_cpu"]),
+            [str(source)],
+            include_dirs=[ffi.include_dir(), "flexjax/kernels"],
+            depends=[str(f) for f in Path("flexjax/kernels").rglob("*") if f.suffix in (".h", ".inc")],
+            extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden"],
+            language="c++",
+            optional=True,  # Without a compiler: a warning, not a failure.
+        )
+        for source in sources
+    ]
+
+
+def shared_files() -> list[tuple[str, list[str]]]:
+    files = [f for folder in SHARED_FOLDERS for f in sorted(Path(folder).rglob("*")) if f.is_file()]
+    files = [f for f in files if "__pycache__" not in f.parts]
+    return [
+        (f"share/flexjax/{folder}", [str(f) for f in files if f.parent == folder])
+        for folder in {f.parent for f in files}
+    ]
+
+
+setup(ext_modules=native_kernels(), cmdclass={"build_ext": BuildNative}, data_files=shared_files())
