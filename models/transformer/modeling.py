@@ -18,6 +18,7 @@ from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zer
 from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
+from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import rotate
 
@@ -60,8 +61,28 @@ class Maker:
         return self(*axes, init=zeros) if wanted else None
 
 
-def add_bias(x: Array, bias: nnx.Param | None) -> Array:
-    return x if bias is None else x + jnp.broadcast_to(bias[...], x.shape)
+def project(x: Float[Array, "*T D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*T ..."]:
+    """`x @ weight + bias` over the first axis of a `[D, ...]` weight, float32.
+
+    The dot is two-dimensional: with two output axes XLA's CPU backend takes twice the time. Its result
+    stays float32 because what follows (activation, rope, residual) is computed there.
+    """
+    matrix = weight[...].reshape(weight.shape[0], -1)
+    y = jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32)
+    y = y.reshape(*x.shape[:-1], *weight.shape[1:])
+    return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
+
+
+def project_heads(x: Float[Array, "*T N H"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*T D"]:
+    """`project` of the heads side by side, for an `[N, H, D]` weight."""
+    matrix = weight[...].reshape(-1, weight.shape[-1])
+    y = jnp.einsum("...O,OD->...D", x.reshape(*x.shape[:-2], -1), matrix, preferred_element_type=jnp.float32)
+    return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
+
+
+def add(x: Float[Array, "*T D"], y: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
+    """The residual sum, rounded once."""
+    return (x.astype(jnp.float32) + y).astype(x.dtype)
 
 
 class Norm(nnx.Module):
@@ -99,15 +120,15 @@ class Attention(nnx.Module):
         self.key_norm = Norm(config, make, "head_dim", "rms") if config.qk_norm else None
 
     def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
-        q = add_bias(jnp.einsum("...D,DNH->...NH", x, self.query[...]), self.query_bias)
-        k = add_bias(jnp.einsum("...D,DKH->...KH", x, self.key[...]), self.key_bias)
-        v = add_bias(jnp.einsum("...D,DKH->...KH", x, self.value[...]), self.value_bias)
+        q = project(x, self.query, self.query_bias)
+        k = project(x, self.key, self.key_bias)
+        v = project(x, self.value, self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if tables is not None:
             q, k = rotate(q, tables), rotate(k, tables)
-        mixed, cache = attend(q, k, v)
-        return add_bias(jnp.einsum("...NH,NHD->...D", mixed, self.out[...]), self.out_bias), cache
+        mixed, cache = attend(q.astype(x.dtype), k.astype(x.dtype), v.astype(x.dtype))
+        return project_heads(mixed, self.out, self.out_bias), cache
 
 
 class MLP(nnx.Module):
@@ -122,12 +143,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
         act = ACTIVATIONS[self.activation]
-        hidden = add_bias(jnp.einsum("...D,DF->...F", x, self.up[...]), self.up_bias)
-        if self.gate is None:
-            hidden = act(hidden)
-        else:
-            hidden = act(add_bias(jnp.einsum("...D,DF->...F", x, self.gate[...]), self.gate_bias)) * hidden
-        return add_bias(jnp.einsum("...F,FD->...D", hidden, self.down[...]), self.down_bias)
+        up = project(x, self.up, self.up_bias)
+        hidden = act(up) if self.gate is None else act(project(x, self.gate, self.gate_bias)) * up
+        return project(hidden.astype(x.dtype), self.down, self.down_bias)
 
 
 class Block(nnx.Module):
@@ -143,9 +161,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
         y, cache = self.attention(self.attention_norm(x), tables, attend)
-        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
+        x = add(x, y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.mlp(self.mlp_norm(x))
-        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y)), cache
+        return add(x, y if self.mlp_post_norm is None else self.mlp_post_norm(y)), cache
 
 
 class Transformer(nnx.Module):
@@ -162,7 +180,6 @@ class Transformer(nnx.Module):
 
     def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
         """Hidden states of every row of a ragged step, and the paged cache with its tokens written."""
-        from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 
         def attend(layer: Layer, pages: Array, q: Array, k: Array, v: Array):
             return ragged_paged_attention(
