@@ -97,9 +97,7 @@ def _check_loadgen(scenario: Scenario, loadgen: Mapping[str, Any], limits_bind: 
         yield f"LoadGen says {loadgen.get('result_validity')}"
 
 
-def _cross_check(
-    scenario: Scenario, timelines: Sequence[RequestTimeline], loadgen: Mapping[str, Any]
-) -> Iterator[str]:
+def _cross_check(scenario: Scenario, timelines: Sequence[RequestTimeline], loadgen: Mapping[str, Any]) -> Iterator[str]:
     ours = sum(t.n_out for t in timelines)
     theirs = token_count(scenario, len(timelines), loadgen)
     if not abs(theirs - ours) <= max(0.5, TOKEN_COUNT_TOLERANCE * ours):  # NaN is no agreement.
@@ -112,7 +110,7 @@ def _cross_check(
     mine, its = ttfts[min(int(0.99 * len(ttfts)), len(ttfts) - 1)], loadgen[key] / 1e6
     tolerance = TTFT_TOLERANCE_MS + TTFT_TOLERANCE * max(mine, its)
     if its <= 0 or abs(mine - its) > tolerance:
-        yield f"p99 TTFT is {mine:.1f} ms by the token events and {its:.1f} ms by LoadGen (tolerance {tolerance:.1f} ms)"
+        yield f"p99 TTFT is {mine:.1f} ms by the token events and {its:.1f} ms by LoadGen (tolerance {tolerance:.0f})"
 
 
 def token_count(scenario: Scenario, queries: int, loadgen: Mapping[str, Any]) -> float:

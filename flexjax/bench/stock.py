@@ -1,0 +1,222 @@
+"""The side to beat: what one writes first to serve a model with JAX, and writes properly.
+
+float32, whole-request static batching: up to `batch_size` waiting requests are taken when the batch
+before has ended entirely, padded to the longest, and decoded one jitted step a dispatch until the
+last of them has ended. The cache is made anew for each batch and donated from step to step within it.
+Every shape is compiled at the start, sizes are padded to few buckets only so far as that needs, and
+each token is handed over as soon as its step has made it. Nothing is slowed on purpose.
+"""
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flexjax import causal_lm
+from flexjax.bench.result import StartUp, StatsSample
+from flexjax.bench.static_batch import Batch, Programs
+from flexjax.bench.target import TargetStats
+from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.engine.text import TextStream
+from flexjax.engine.tokenizer import load_vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class StockConfig:
+    dtype: str = "float32"
+    batch_size: int = 16
+    max_prompt_tokens: int = 128
+    max_output_tokens: int = 128
+
+    def __post_init__(self):
+        for field in ("batch_size", "max_prompt_tokens", "max_output_tokens"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"StockConfig.{field} must be at least 1; got {getattr(self, field)}.")
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """One request in the running batch."""
+
+    request: Request
+    stream: TextStream
+    num_out: int = 0
+    ended: bool = False
+
+
+class StockTarget:
+    """Serves one model by static batching; see the module's docstring."""
+
+    def __init__(self, directory: str | Path, config: StockConfig, name: str = "stock"):
+        self.name = name
+        self.config = config
+        self._directory = Path(directory)
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._samples: list[StatsSample] = []
+        self._steps, self._host_s, self._device_s = 0, 0.0, 0.0
+
+    def start(self) -> StartUp:
+        began = time.perf_counter()
+        family, _ = causal_lm.family_of_directory(self._directory)
+        model = family.load(self._directory, dtype=jnp.dtype(self.config.dtype))
+        self._vocabulary = load_vocabulary(self._directory, vocab_size=model.config.vocab_size)
+        self._programs = Programs(
+            model,
+            dtype=self.config.dtype,
+            batch_size=self.config.batch_size,
+            max_prompt=self.config.max_prompt_tokens,
+            max_output=self.config.max_output_tokens,
+        )
+        loaded = time.perf_counter()
+        self._programs.compile()
+        compiled = time.perf_counter()
+        self._thread = threading.Thread(target=self._serve, name=f"flexjax-{self.name}", daemon=True)
+        self._thread.start()
+        return StartUp(load_s=loaded - began, compile_s=compiled - loaded)
+
+    def submit(self, request: Request) -> None:
+        """ValueError for a request that was not planned for: no shape is compiled for it."""
+        self._check(request)
+        with self._wake:
+            self._waiting.append(request)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        if self._thread is None:
+            return
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+        self._thread = None
+
+    def describe(self) -> dict[str, Any]:
+        programs = self._programs
+        return {
+            "software": "flexjax stock",
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "weights_dtype": ",".join(sorted({str(w.dtype) for w in jax.tree.leaves(programs.weights)})),
+            "cache_dtype": self.config.dtype,
+            "weights_bytes": sum(w.nbytes for w in jax.tree.leaves(programs.weights)),
+            "cache_bytes_largest": programs.cache_bytes(programs.batch_sizes[-1], programs.cache_lengths[-1]),
+            "batching": "static, whole requests",
+            "batch_size": self.config.batch_size,
+            "decode_steps_per_dispatch": 1,
+        }
+
+    def stats(self) -> TargetStats:
+        return TargetStats(tuple(self._samples), self._steps, self._host_s, self._device_s)
+
+    def _check(self, request: Request) -> None:
+        n_in, params = len(request.prompt_token_ids), request.params
+        limits = self.config
+        if not 1 <= n_in <= limits.max_prompt_tokens or params.max_tokens > limits.max_output_tokens:
+            raise ValueError(
+                f"The stock side was compiled for 1..{limits.max_prompt_tokens} prompt and at most "
+                f"{limits.max_output_tokens} output tokens; the request has {n_in} and {params.max_tokens}. "
+                "Raise the workload's limits, from which these are taken."
+            )
+        plain = dataclasses.replace(
+            params, temperature=0.0, max_tokens=16, seed=None, ignore_eos=False, stop=(), stop_token_ids=()
+        )
+        if plain != type(params)(temperature=0.0):
+            raise ValueError(
+                "The stock side samples by argmax or by temperature alone; drop the other sampling parameters from "
+                f"the workload: {params}."
+            )
+
+    def _serve(self) -> None:
+        try:
+            while batch := self._take():
+                self._run(batch)
+        except Exception as error:
+            self._stopping = True
+            self._end_waiting(f"the stock side failed: {error!r}")
+            raise
+
+    def _take(self) -> list[_Row]:
+        """The next batch, when somebody waits; empty when it is time to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or self._stopping)
+            if self._stopping:
+                batch = []
+            else:
+                count = min(self.config.batch_size, len(self._waiting))
+                batch = [self._waiting.popleft() for _ in range(count)]
+        if not batch:
+            self._end_waiting("the target was stopped")
+        tokenizer = self._vocabulary.tokenizer if self._vocabulary else None
+        return [_Row(request, TextStream(tokenizer, request.params.stop)) for request in batch]
+
+    def _end_waiting(self, why: str) -> None:
+        while self._waiting:
+            _tell(self._waiting.popleft(), "done", finish_reason="error", error=why)
+
+    def _run(self, rows: list[_Row]) -> None:
+        try:
+            self._decode(rows)
+        except Exception as error:
+            for row in rows:
+                if not row.ended:
+                    _tell(row.request, "done", finish_reason="error", error=repr(error))
+            raise
+
+    def _decode(self, rows: list[_Row]) -> None:
+        """Runs a batch to its last token."""
+        began, waited = time.perf_counter(), self._device_s
+        requests = [row.request for row in rows]
+        for request in requests:
+            _tell(request, "scheduled")
+        batch = Batch.begin(self._programs, requests)
+        while True:
+            before = time.perf_counter()
+            tokens = batch.read()
+            self._device_s += time.perf_counter() - before
+            self._steps += 1
+            self._sample(rows, batch)
+            for row, token in zip(rows, tokens, strict=False):  # Rows past the batch are padding.
+                if not row.ended:
+                    self._hand_over(row, int(token))
+            if all(row.ended for row in rows):
+                break
+            if self._stopping:
+                raise RuntimeError("the target was stopped")
+            batch.advance()
+        self._host_s += time.perf_counter() - began - (self._device_s - waited)
+
+    def _hand_over(self, row: _Row, token: int) -> None:
+        params = row.request.params
+        row.num_out += 1
+        text = row.stream.push(token)
+        eos = self._vocabulary.eos_ids if self._vocabulary and not params.ignore_eos else frozenset()
+        reason: FinishReason | None = None
+        if token in eos or token in params.stop_token_ids or row.stream.stopped:
+            reason = "stop"
+        elif row.num_out == params.max_tokens:
+            reason = "length"
+        _tell(row.request, "token", token_ids=(token,), text=text + (row.stream.flush() if reason else ""))
+        if reason:
+            row.ended = True
+            _tell(row.request, "done", finish_reason=reason)
+
+    def _sample(self, rows: Sequence[_Row], batch: Batch) -> None:
+        live = [row for row in rows if not row.ended]
+        cells = sum(len(row.request.prompt_token_ids) + row.num_out for row in live)
+        self._samples.append(
+            StatsSample(time.perf_counter(), len(live), len(self._waiting), cells / (batch.size * batch.cache_length))
+        )
+
+
+def _tell(request: Request, kind: Any, **fields: Any) -> None:
+    if request.listener is not None:
+        request.listener(TokenEvent(kind, request.id, time.perf_counter(), **fields))
