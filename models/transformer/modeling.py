@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer.config import Layer, TransformerConfig
-from models.transformer.rope import rotate
+from models.transformer.rope import Rope, rotate
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -61,7 +61,7 @@ class Maker:
         return self(*axes, init=zeros) if wanted else None
 
 
-def project(x: Float[Array, "*T D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*T ..."]:
+def project(x: Float[Array, "*T D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "..."]:
     """`x @ weight + bias` over the first axis of a `[D, ...]` weight, float32.
 
     The dot is two-dimensional: with two output axes XLA's CPU backend takes twice the time. Its result
@@ -225,11 +225,13 @@ class Transformer(nnx.Module):
         x = x * jnp.asarray(config.embed_scale, x.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding[...][positions]
-        ropes = dict.fromkeys(layer.rope for layer in config.layers)  # Ordered: the compiled program must not vary.
-        tables = {rope: rope.tables(positions, config.head_dim) for rope in ropes if rope is not None}
+        tables: dict[Rope | None, RopeTables] = {None: None}
+        for rope in dict.fromkeys(layer.rope for layer in config.layers):
+            if rope is not None:
+                tables[rope] = rope.tables(positions, config.head_dim)
         new_cache = []
         for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
-            x, leaf = block(x, tables.get(layer.rope), functools.partial(attend, layer, leaf))
+            x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf))
             new_cache.append(leaf)
         return self.final_norm(x), new_cache
 
