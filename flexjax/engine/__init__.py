@@ -1,0 +1,19 @@
+"""Prompts in, tokens out: continuous batching over a paged cache."""
+
+from flexjax.engine.config import EngineConfig
+from flexjax.engine.engine import Engine
+from flexjax.engine.llm import LLM
+from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
+from flexjax.engine.stats import EngineStats
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "Request",
+    "RequestOutput",
+    "SamplingParams",
+    "TokenEvent",
+]

@@ -1,0 +1,47 @@
+"""What an engine is asked to be."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes and limits of one engine; all counts are in the unit of their comment.
+
+    Raises ValueError at construction for a value outside its range.
+    """
+
+    dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
+    cache_dtype: str | None = None  # None is `dtype`.
+    max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
+    max_num_seqs: int = 16  # Sequences in one step.
+    max_num_batched_tokens: int = 256  # Rows in one step; longer prompts are prefilled in chunks.
+    page_size: int = 16  # Tokens a page.
+    num_pages: int | None = None  # None: enough for every sequence at full length, within cache_gib.
+    cache_gib: float = 4.0  # Bound on the cache when num_pages is None.
+    decode_steps: int = 4  # Decode steps in one dispatch while nobody can be admitted.
+    pipeline_depth: int = 2  # Dispatches in flight: 2 lets the host work while the device does.
+
+    def __post_init__(self):
+        rules = [
+            ("dtype", self.dtype in ("bfloat16", "float32", "float16"), "bfloat16, float32 or float16"),
+            (
+                "cache_dtype",
+                self.cache_dtype in (None, "bfloat16", "float32", "float16"),
+                "None, bfloat16, float32 or float16",
+            ),
+            ("max_model_len", self.max_model_len is None or self.max_model_len >= 2, "None or at least 2 tokens"),
+            ("max_num_seqs", self.max_num_seqs >= 1, "at least 1"),
+            (
+                "max_num_batched_tokens",
+                self.max_num_batched_tokens > self.max_num_seqs,
+                f"more than max_num_seqs={self.max_num_seqs}, so that a step of decodes leaves room for a prompt",
+            ),
+            ("page_size", self.page_size >= 1, "at least 1 token"),
+            ("num_pages", self.num_pages is None or self.num_pages >= 2, "None or at least 2 (page 0 is nobody's)"),
+            ("cache_gib", self.cache_gib > 0, "positive"),
+            ("decode_steps", self.decode_steps >= 1, "at least 1"),
+            ("pipeline_depth", self.pipeline_depth >= 1, "at least 1"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"EngineConfig.{name} must be {rule}; got {getattr(self, name)!r}.")

@@ -1,0 +1,350 @@
+"""The engine: prompts in, token events out.
+
+One thread owns everything below `submit` and `cancel`. It keeps up to `pipeline_depth` dispatches in
+flight, so that it schedules the next step and hands over the last one's tokens while the device works.
+"""
+
+import collections
+import dataclasses
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexjax import causal_lm
+from flexjax.causal_lm import CausalLM
+from flexjax.engine.config import EngineConfig
+from flexjax.engine.pages import PagePool
+from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
+from flexjax.engine.scheduler import Chunk, Plan, Scheduler
+from flexjax.engine.sequence import Sequence, Status
+from flexjax.engine.stats import EngineStats, StepSample
+from flexjax.engine.step import StepRunner
+from flexjax.engine.text import TextStream
+from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
+
+
+class Engine:
+    """Continuous batching of one model on its device.
+
+    `submit` refuses a bad request with a ValueError and touches nothing else; from then on everything
+    about a request reaches its listener as `TokenEvent`s, on the engine's thread. A listener that
+    raises ends its own request alone.
+    """
+
+    def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig):
+        started = time.perf_counter()
+        self.config = config
+        self.model_config = model.config
+        self.vocabulary = vocabulary
+        self.max_model_len = _context_limit(config, model)
+        self.pool = PagePool(_num_pages(config, model, self.max_model_len), config.page_size)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            decode_steps=config.decode_steps,
+        )
+        self.runner = StepRunner(
+            model,
+            config,
+            num_pages=self.pool.capacity + 1,
+            pages_per_seq=self.pool.pages_for(self.max_model_len),
+        )
+        self.runner.compile()
+        self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)
+        self.stats.load_seconds = time.perf_counter() - started - self.runner.compile_seconds
+        self._in_flight: collections.deque[tuple[Plan, Sampled]] = collections.deque()
+        self._live: dict[str, list[Sequence]] = {}
+        self._arrivals = 0
+        self._wake = threading.Condition()
+        self._inbox: list[Sequence | str] = []  # New sequences, and ids to cancel, in order.
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def load(cls, directory: str | Path, config: EngineConfig | None = None) -> "Engine":
+        """The engine of a Hugging Face model directory."""
+        config = config or EngineConfig()
+        started = time.perf_counter()
+        family, hf = causal_lm.family_of_directory(directory)
+        vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
+        model = family.load(directory, dtype=jnp.dtype(config.dtype))
+        loaded = time.perf_counter() - started
+        engine = cls(model, vocabulary, config)
+        engine.stats.load_seconds += loaded
+        return engine
+
+    def start(self) -> None:
+        """Starts the thread that runs the steps; does nothing when it runs already."""
+        if self._thread is None:
+            self._stopping = False
+            self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; requests still open get "done" with reason "cancelled"."""
+        if self._thread is not None:
+            with self._wake:
+                self._stopping = True
+                self._wake.notify()
+            self._thread.join()
+            self._thread = None
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; ValueError, before anything else happens, when it can never be served."""
+        self.check(request)
+        params = request.params
+        prompt = request.prompt_token_ids
+        eos = self.vocabulary.eos_ids if self.vocabulary and not params.ignore_eos else frozenset()
+        seed = params.seed if params.seed is not None else secrets.randbits(32)
+        with self._wake:
+            if self._failure is not None:
+                raise RuntimeError("The engine has failed and takes no requests.") from self._failure
+            if request.id in self._live:
+                raise ValueError(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
+            sequences = [
+                Sequence(
+                    request=request,
+                    index=index,
+                    arrival=self._arrivals,
+                    seed=(seed + index) % 2**32,
+                    limit=min(params.max_tokens, self.max_model_len - len(prompt)),
+                    stop_ids=eos | frozenset(params.stop_token_ids),
+                    stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop),
+                    tokens=list(prompt),
+                )
+                for index in range(params.n)
+            ]
+            self._arrivals += 1
+            self._live[request.id] = sequences
+            self._inbox.extend(sequences)
+            self._wake.notify()
+
+    def check(self, request: Request) -> None:
+        """ValueError, with the rule, the values and the way out, for a request that cannot be served."""
+        prompt, params = request.prompt_token_ids, request.params
+        if not prompt:
+            raise ValueError(
+                "A prompt needs at least one token; this one is empty. Begin with a BOS token or some text."
+            )
+        vocab_size = self.runner.vocab_size
+        strangers = [t for t in prompt if not 0 <= t < vocab_size]
+        if strangers:
+            raise ValueError(
+                f"Token ids must lie in [0, {vocab_size}); the prompt has {strangers[:5]}. Tokenise it with the model's own tokenizer."
+            )
+        if len(prompt) >= self.max_model_len:
+            raise ValueError(
+                f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has {len(prompt)}. "
+                "Shorten it, or load the model with a larger max_model_len (the model itself goes up to "
+                f"{self.model_config.max_position})."
+            )
+        longest = min(len(prompt) + params.max_tokens, self.max_model_len)
+        needed = self.pool.pages_for(longest)
+        if needed > self.pool.capacity:
+            raise ValueError(
+                f"A request must fit the page pool alone: {longest} tokens need {needed} pages of {self.pool.page_size}, the pool "
+                f"has {self.pool.capacity}. Lower max_tokens, or give the engine more pages (num_pages, cache_gib)."
+            )
+        if params.stop and self.vocabulary is None:
+            raise ValueError("Stop strings need a tokenizer, and this model directory has none; use stop_token_ids.")
+        stops = frozenset(params.stop_token_ids) | (self.vocabulary.eos_ids if self.vocabulary else frozenset())
+        if params.min_tokens and len(stops) > MAX_STOP_IDS:
+            raise ValueError(
+                f"min_tokens can hold back at most {MAX_STOP_IDS} stop ids; this request has {len(stops)}."
+            )
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request; its listener gets "done" with reason "cancelled". Unknown ids are ignored: it may have ended."""
+        with self._wake:
+            self._inbox.append(request_id)
+            self._wake.notify()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def step(self) -> bool:
+        """One turn of the loop, for callers without a thread; False when there is nothing to do."""
+        began, waited = time.perf_counter(), self.stats.wait_seconds
+        self._take_inbox()
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._dispatch(plan)
+        if self._in_flight and (plan is None or len(self._in_flight) >= self.config.pipeline_depth):
+            self._receive(*self._in_flight.popleft())
+        self.stats.host_seconds += time.perf_counter() - began - (self.stats.wait_seconds - waited)
+        return plan is not None or bool(self._in_flight)
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping:
+                if not self.step():
+                    with self._wake:
+                        self._wake.wait_for(lambda: self._inbox or self._stopping)
+            self._end_all("cancelled", "The engine was stopped.")
+        except BaseException as error:
+            self._failure = error
+            self._end_all("error", f"The engine failed: {error}")
+            raise
+
+    def _take_inbox(self) -> None:
+        if not self._inbox:
+            return
+        with self._wake:
+            inbox, self._inbox = self._inbox, []
+        for item in inbox:
+            if isinstance(item, Sequence):
+                self.scheduler.add(item)
+            else:
+                for sequence in list(self._live.get(item, ())):
+                    self._finish(sequence, "cancelled")
+
+    def _dispatch(self, plan: Plan) -> None:
+        sampled = self.runner.run(plan)
+        self.scheduler.retire(plan)
+        self._in_flight.append((plan, sampled))
+        now = time.perf_counter()
+        rows = plan.num_rows
+        self.stats.samples.append(
+            StepSample(
+                now,
+                len(plan.chunks),
+                len(self.scheduler.waiting),
+                self.pool.num_used,
+                rows,
+                plan.num_steps,
+                rows - plan.num_decodes,
+            )
+        )
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if not sequence.announced:
+                sequence.announced = True
+                self._tell(sequence, TokenEvent("scheduled", sequence.request.id, now, sequence.index))
+
+    def _receive(self, plan: Plan, sampled: Sampled) -> None:
+        began = time.perf_counter()
+        tokens = np.asarray(sampled.tokens)
+        self.stats.wait_seconds += time.perf_counter() - began
+        logprobs = None
+        for i, chunk in enumerate(plan.chunks):
+            sequence = chunk.sequence
+            sequence.in_flight -= 1
+            if chunk.samples == 0 or sequence.status is Status.FINISHED:
+                continue
+            new = tokens[: chunk.samples, i].tolist()
+            found = None
+            if sequence.request.params.logprobs is not None:
+                logprobs = logprobs or (np.asarray(sampled.logprob_ids), np.asarray(sampled.logprobs))
+                found = _logprobs(logprobs, i, chunk, sequence.request.params.logprobs)
+            self._hand_over(sequence, new, found)
+
+    def _hand_over(self, sequence: Sequence, new: list[int], logprobs: list[dict[int, float]] | None) -> None:
+        """Appends tokens up to the first that ends the sequence, and tells the listener."""
+        params = sequence.request.params
+        text, reason, count = "", None, 0
+        for token in new:
+            sequence.tokens.append(token)
+            count += 1
+            num_outputs = len(sequence.tokens) - sequence.num_prompt
+            if token in sequence.stop_ids and num_outputs > params.min_tokens:
+                reason = "stop"
+                break
+            text += sequence.stream.push(token)
+            if sequence.stream.stopped:
+                reason = "stop"
+                break
+            if num_outputs >= sequence.limit:
+                reason = "length"
+                break
+        if reason is not None:
+            text += sequence.stream.flush()
+        self.stats.output_tokens += count
+        event = TokenEvent(
+            "token",
+            sequence.request.id,
+            time.perf_counter(),
+            sequence.index,
+            tuple(new[:count]),
+            text,
+            tuple(logprobs[:count]) if logprobs else (),
+        )
+        if self._tell(sequence, event) and reason is not None:
+            self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        self.scheduler.finish(sequence)
+        siblings = self._live[sequence.request.id]
+        siblings.remove(sequence)
+        if not siblings:
+            with self._wake:
+                del self._live[sequence.request.id]
+        self.stats.preemptions += sequence.num_preempted
+        now = time.perf_counter()
+        event = TokenEvent("done", sequence.request.id, now, sequence.index, finish_reason=reason, error=error)
+        self._tell(sequence, event)
+
+    def _tell(self, sequence: Sequence, event: TokenEvent) -> bool:
+        """Calls the listener. One that raises loses its own request and nobody else's."""
+        listener = sequence.request.listener
+        if listener is None:
+            return True
+        try:
+            listener(event)
+            return True
+        except Exception:
+            logging.exception("The listener of request %r raised; the request is dropped.", sequence.request.id)
+            object.__setattr__(sequence.request, "listener", None)
+            if sequence.status is not Status.FINISHED:
+                self._finish(sequence, "error")
+            return False
+
+    def _end_all(self, reason: FinishReason, error: str) -> None:
+        self._take_inbox()
+        for sequences in list(self._live.values()):
+            for sequence in list(sequences):
+                self._finish(sequence, reason, error)
+        self._in_flight.clear()
+
+
+def _logprobs(arrays: tuple[np.ndarray, np.ndarray], i: int, chunk: Chunk, count: int) -> list[dict[int, float]]:
+    """The chosen token first, then the `count` most likely ones."""
+    ids, values = (a[: chunk.samples, i, : 1 + count].tolist() for a in arrays)
+    return [dict(zip(ids_, values_, strict=True)) for ids_, values_ in zip(ids, values, strict=True)]
+
+
+def _context_limit(config: EngineConfig, model: CausalLM) -> int:
+    limit = model.config.max_position
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ValueError(
+            f"max_model_len must be within the model's own context of {limit}; got {config.max_model_len}."
+        )
+    return config.max_model_len or limit
+
+
+def _num_pages(config: EngineConfig, model: CausalLM, max_model_len: int) -> int:
+    """As asked for; else one full-length context for every sequence, as far as cache_gib goes."""
+    if config.num_pages is not None:
+        return config.num_pages
+    wanted = config.max_num_seqs * -(-max_model_len // config.page_size) + 1
+    sizes = [
+        sum(leaf.nbytes for leaf in jax.tree.leaves(spec, is_leaf=lambda x: isinstance(x, causal_lm.CacheLeaf)))
+        for spec in (
+            model.cache_spec(n, config.page_size, 1, jnp.dtype(config.cache_dtype or config.dtype)) for n in (1, 2)
+        )
+    ]
+    page_bytes = max(sizes[1] - sizes[0], 1)
+    affordable = int(config.cache_gib * 2**30) // page_bytes
+    if affordable < 2:
+        raise ValueError(f"One page takes {page_bytes} bytes a model; cache_gib={config.cache_gib} has no room for it.")
+    return min(wanted, affordable)

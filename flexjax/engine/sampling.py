@@ -1,0 +1,210 @@
+"""Choosing the next token on the device, for a batch in which every sequence has its own rules.
+
+Each stage stands behind a `lax.cond` and costs nothing while no sequence of the batch asks for it, so
+that one compiled step serves greedy and sampled requests alike. The chosen token depends on the
+sequence's own logits, seed and position alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from flexjax.engine.request import MAX_LOGPROBS
+
+MAX_STOP_IDS = 8  # Token ids that min_tokens can hold back.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """The sampling parameters of B sequences; see `SamplingParams` for each one's meaning."""
+
+    seed: UInt[Array, "B"]
+    temperature: Float[Array, "B"]
+    top_k: Int[Array, "B"]
+    top_p: Float[Array, "B"]
+    min_p: Float[Array, "B"]
+    repetition: Float[Array, "B"]
+    presence: Float[Array, "B"]
+    frequency: Float[Array, "B"]
+    min_length: Int[Array, "B"]  # Tokens, prompt included, before a stop id may come.
+    stop_ids: Int[Array, "B I"]  # Padded with -1.
+    prompt_lengths: Int[Array, "B"]
+    wants_logprobs: Bool[Array, "B"]
+
+    @property
+    def penalised(self) -> Bool[Array, "B"]:
+        return (self.repetition != 1) | (self.presence != 0) | (self.frequency != 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What the device remembers of the sequences in its slots; row `max_num_seqs` is for padding.
+
+    Tokens are counted when they are fed, at a position below the prompt's length or not, so that
+    prefill, decoding and recomputation after a preemption keep the same books.
+    """
+
+    last_tokens: Int[Array, "slots"]
+    in_prompt: Bool[Array, "slots V"]
+    output_counts: Int[Array, "slots V"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The chosen tokens; log-probabilities are those of the model before any rule was applied, the
+    chosen token's first, then the MAX_LOGPROBS most likely (zeros when no sequence wants them)."""
+
+    tokens: Int[Array, "B"]
+    logprob_ids: Int[Array, "B 1+MAX_LOGPROBS"]
+    logprobs: Float[Array, "B 1+MAX_LOGPROBS"]
+
+
+def empty_memory(num_slots: int, vocab_size: int) -> Memory:
+    return Memory(
+        jnp.zeros((num_slots,), jnp.int32),
+        jnp.zeros((num_slots, vocab_size), bool),
+        jnp.zeros((num_slots, vocab_size), jnp.int32),
+    )
+
+
+def count_fed(
+    memory: Memory,
+    controls: Controls,
+    slots: Int[Array, "B"],
+    tokens: Int[Array, "T"],
+    positions: Int[Array, "T"],
+    query_starts: Int[Array, "B+1"],
+) -> Memory:
+    """The memory after a step's rows; unchanged unless a sequence of the batch is penalised."""
+
+    def count(memory: Memory) -> Memory:
+        rows = jnp.arange(tokens.shape[0])
+        owner = jnp.searchsorted(query_starts, rows, side="right").astype(jnp.int32) - 1
+        live = rows < query_starts[-1]
+        owner = jnp.where(live, owner, 0)
+        slot = jnp.where(live, slots[owner], memory.last_tokens.shape[0])  # Out of bounds: dropped.
+        from_prompt = positions < controls.prompt_lengths[owner]
+        lengths = query_starts[1:] - query_starts[:-1]
+        begins = (positions[jnp.minimum(query_starts[:-1], rows.size - 1)] == 0) & (lengths > 0)
+        keep = jnp.ones_like(memory.last_tokens, bool).at[slots].min(~begins)[:, None]
+        in_prompt = (memory.in_prompt & keep).at[slot, tokens].max(from_prompt, mode="drop")
+        counts = jnp.where(keep, memory.output_counts, 0)
+        counts = counts.at[slot, tokens].add((~from_prompt).astype(jnp.int32), mode="drop")
+        return Memory(memory.last_tokens, in_prompt, counts)
+
+    return jax.lax.cond(jnp.any(controls.penalised), count, lambda m: m, memory)
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    controls: Controls,
+    memory: Memory,
+    slots: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+) -> Sampled:
+    """The token that follows each sequence of `lengths` tokens.
+
+    In this order: logits → penalties → stop ids held back before min_tokens → temperature → top-k,
+    top-p, min-p → Gumbel-max with a key made of the seed and the position. Temperature 0 takes the
+    largest logit after penalties.
+    """
+    raw = logits
+    logits = _when(jnp.any(controls.penalised), _penalise, logits, controls, memory, slots)
+    logits = _when(jnp.any(lengths < controls.min_length), _hold_back_stops, logits, controls, lengths)
+    random = controls.temperature > 0
+    logits = _when(jnp.any(random), _draw, logits, controls, lengths)
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def most_likely(raw, tokens):
+        logprobs = jax.nn.log_softmax(raw, axis=-1)
+        top, ids = jax.lax.top_k(logprobs, min(MAX_LOGPROBS, raw.shape[-1]))
+        pad = ((0, 0), (0, MAX_LOGPROBS - ids.shape[-1]))
+        own = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)
+        return (
+            jnp.concatenate([tokens[:, None], jnp.pad(ids, pad, constant_values=-1)], axis=-1).astype(jnp.int32),
+            jnp.concatenate([own, jnp.pad(top, pad, constant_values=-jnp.inf)], axis=-1),
+        )
+
+    def nothing(raw, tokens):
+        shape = (tokens.shape[0], 1 + MAX_LOGPROBS)
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    ids, logprobs = jax.lax.cond(jnp.any(controls.wants_logprobs), most_likely, nothing, raw, tokens)
+    return Sampled(tokens, ids, logprobs)
+
+
+def _when(condition, stage, logits, *operands):
+    return jax.lax.cond(condition, stage, lambda logits, *_: logits, logits, *operands)
+
+
+def _penalise(logits, controls: Controls, memory: Memory, slots):
+    counts = memory.output_counts[slots]
+    seen = memory.in_prompt[slots] | (counts > 0)
+    factor = controls.repetition[:, None]
+    logits = jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+    logits -= controls.frequency[:, None] * counts.astype(jnp.float32)
+    return logits - controls.presence[:, None] * (counts > 0).astype(jnp.float32)
+
+
+def _hold_back_stops(logits, controls: Controls, lengths):
+    early = (lengths < controls.min_length)[:, None]
+    ids = jnp.where(early & (controls.stop_ids >= 0), controls.stop_ids, logits.shape[-1])
+    rows = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[rows, ids].set(-jnp.inf, mode="drop")
+
+
+def _draw(logits, controls: Controls, lengths):
+    random = controls.temperature > 0
+    scaled = logits / jnp.where(random, controls.temperature, 1.0)[:, None]
+    narrow = (controls.top_k > 0) | (controls.top_p < 1) | (controls.min_p > 0)
+    scaled = _when(jnp.any(narrow & random), _narrow, scaled, controls)
+
+    def gumbel(seed, length):
+        key = jax.random.fold_in(jax.random.key(seed), length)
+        return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
+
+    noisy = scaled + jax.vmap(gumbel)(controls.seed, lengths)
+    return jnp.where(random[:, None], noisy, logits)
+
+
+def _narrow(logits, controls: Controls):
+    """Top-k, then top-p over what is left, then min-p; logits equal to the last one kept are kept too."""
+    v = logits.shape[-1]
+    k = jnp.where(controls.top_k > 0, jnp.minimum(controls.top_k, v), v)
+    kept = lambda limit: logits >= limit[:, None]  # noqa: E731
+    limit = _largest(logits, lambda limit: jnp.sum(kept(limit), axis=-1) >= k)
+    probs = jax.nn.softmax(jnp.where(kept(limit), logits, -jnp.inf), axis=-1)
+    mass = lambda limit: jnp.sum(jnp.where(kept(limit), probs, 0.0), axis=-1)  # noqa: E731
+    nucleus = _largest(logits, lambda limit: mass(limit) >= controls.top_p)
+    limit = jnp.where(controls.top_p < 1, jnp.maximum(limit, nucleus), limit)
+    floor = jnp.max(logits, axis=-1) + jnp.log(controls.min_p)  # log 0 keeps all.
+    return jnp.where(kept(jnp.maximum(limit, floor)), logits, -jnp.inf)
+
+
+def _largest(logits, holds):
+    """The largest float32 t of each row with `holds(t)`, which holds for small t and fails for large.
+
+    Bisection over the order-preserving integer image of float32: exact after 32 halvings, with two
+    reductions over V each and no sort.
+    """
+
+    def to_float(i):
+        bits = jnp.where(i >= 0, i, jnp.int32(-(2**31)) - i)
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    low = jnp.full(logits.shape[:1], -0x7F800000, jnp.int32)  # The image of -inf.
+    high = jnp.full(logits.shape[:1], 0x7F800000, jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # The mean rounded up, without overflow.
+        ok = holds(to_float(middle))
+        return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
+
+    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
+    return to_float(low)

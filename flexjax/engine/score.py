@@ -1,0 +1,62 @@
+"""Logits of every position of a given text, through the same paged forward as generation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flexjax import causal_lm
+from flexjax.causal_lm import CausalLM, RaggedBatch
+
+
+class Scorer:
+    """Scores one text at a time in chunks of `rows_per_step` (1 is token-by-token decoding).
+
+    It has a small cache of its own, one context long, and compiles at the first call.
+    """
+
+    def __init__(self, model: CausalLM, *, max_model_len: int, page_size: int, cache_dtype, rows_per_step: int):
+        self.rows_per_step = rows_per_step
+        self._graphdef, self._state = nnx.split(model)
+        num_pages = -(-max_model_len // page_size)
+        self._page_table = jnp.arange(1, num_pages + 1, dtype=jnp.int32)[None]
+        self._cache = causal_lm.zeros(model.cache_spec(num_pages + 1, page_size, 1, cache_dtype))
+
+    def __call__(self, tokens) -> Float[np.ndarray, "T V"]:
+        """Float32 logits; row t predicts token t + 1. What an earlier text left in the cache is never read."""
+        logits = []
+        for start in range(0, len(tokens), self.rows_per_step):
+            chunk = np.asarray(tokens[start : start + self.rows_per_step], np.int32)
+            padded = np.zeros(self.rows_per_step, np.int32)
+            padded[: len(chunk)] = chunk
+            out, self._cache = _forward(
+                self._graphdef,
+                self._state,
+                self._cache,
+                self._page_table,
+                padded,
+                np.int32(start),
+                np.int32(len(chunk)),
+            )
+            logits.append(np.asarray(out)[: len(chunk)])
+        return np.concatenate(logits)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _forward(graphdef, state, cache, page_table, tokens, start, length) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
+    model = nnx.merge(graphdef, state)
+    rows = tokens.shape[0]
+    batch = RaggedBatch(
+        tokens=tokens,
+        positions=start + jnp.arange(rows, dtype=jnp.int32),
+        query_starts=jnp.stack([jnp.zeros_like(length), length]),
+        kv_lengths=(start + length)[None],
+        page_table=page_table,
+        state_slots=jnp.zeros(1, jnp.int32),
+        max_query_len=rows,
+    )
+    hidden, cache = model(batch, cache)
+    return model.logits(hidden), cache

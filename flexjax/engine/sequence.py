@@ -1,0 +1,65 @@
+"""One continuation on its way through the engine."""
+
+import dataclasses
+import enum
+
+from flexjax.engine.request import Request
+from flexjax.engine.text import TextStream
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"  # Holds a slot and pages.
+    DRAINING = "draining"  # Its last step is dispatched; slot and pages are given back already.
+    FINISHED = "finished"
+
+
+@dataclasses.dataclass(eq=False)
+class Sequence:
+    """Host-side state of continuation `index` of a request.
+
+    Dispatches run ahead of the host: a step is scheduled by counts alone, before the values that
+    earlier steps sampled are known. So two clocks run:
+      - `num_scheduled` rows and `num_sampled` outputs, of every dispatch made;
+      - `tokens`, the prompt and the outputs that have arrived.
+
+    Invariants:
+      - `len(tokens) - num_prompt <= num_sampled <= limit`;
+      - once prefilled, `num_scheduled == num_prompt + num_sampled - 1`;
+      - `pages` holds at least `num_scheduled` tokens while RUNNING and is empty otherwise.
+    """
+
+    request: Request
+    index: int
+    arrival: int  # Order of submission.
+    seed: int
+    limit: int  # Outputs at most: max_tokens, or what the context leaves.
+    stop_ids: frozenset[int]
+    stream: TextStream
+    tokens: list[int]
+    pages: list[int] = dataclasses.field(default_factory=list)
+    slot: int = -1
+    status: Status = Status.WAITING
+    target: int = 0  # Tokens to prefill: those known at admission.
+    num_scheduled: int = 0
+    num_sampled: int = 0
+    in_flight: int = 0  # Dispatches whose results have not arrived.
+    announced: bool = False  # Whether "scheduled" has been told.
+    num_preempted: int = 0
+
+    def __post_init__(self):
+        self.num_prompt = len(self.request.prompt_token_ids)
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Who goes first: lower priority value, then earlier arrival."""
+        return (self.request.priority, self.arrival, self.index)
+
+    @property
+    def prefilling(self) -> bool:
+        return self.num_scheduled < self.target
+
+    @property
+    def remaining(self) -> int:
+        """Outputs not yet scheduled."""
+        return self.limit - self.num_sampled
