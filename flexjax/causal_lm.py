@@ -162,5 +162,5 @@ def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
 
 def zeros(spec: Any) -> Cache:
     """An empty cache: the pytree of `CacheLeaf` turned into zero arrays."""
-    is_leaf = lambda x: isinstance(x, CacheLeaf)  # noqa: E731
+    is_leaf = lambda x: isinstance(x, CacheLeaf)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec, is_leaf=is_leaf)

@@ -5,7 +5,6 @@ flight, so that it schedules the next step and hands over the last one's tokens 
 """
 
 import collections
-import dataclasses
 import logging
 import secrets
 import threading
@@ -139,20 +138,22 @@ class Engine:
         strangers = [t for t in prompt if not 0 <= t < vocab_size]
         if strangers:
             raise ValueError(
-                f"Token ids must lie in [0, {vocab_size}); the prompt has {strangers[:5]}. Tokenise it with the model's own tokenizer."
+                f"Token ids must lie in [0, {vocab_size}); the prompt has {strangers[:5]}. Tokenise it with the "
+                "model's own tokenizer."
             )
         if len(prompt) >= self.max_model_len:
             raise ValueError(
-                f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has {len(prompt)}. "
-                "Shorten it, or load the model with a larger max_model_len (the model itself goes up to "
-                f"{self.model_config.max_position})."
+                f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has "
+                f"{len(prompt)}. Shorten it, or load the model with a larger max_model_len (the model itself goes up "
+                f"to {self.model_config.max_position})."
             )
         longest = min(len(prompt) + params.max_tokens, self.max_model_len)
         needed = self.pool.pages_for(longest)
         if needed > self.pool.capacity:
             raise ValueError(
-                f"A request must fit the page pool alone: {longest} tokens need {needed} pages of {self.pool.page_size}, the pool "
-                f"has {self.pool.capacity}. Lower max_tokens, or give the engine more pages (num_pages, cache_gib)."
+                f"A request must fit the page pool alone: {longest} tokens need {needed} pages of "
+                f"{self.pool.page_size}, the pool has {self.pool.capacity}. Lower max_tokens, or give the engine more "
+                "pages (num_pages, cache_gib)."
             )
         if params.stop and self.vocabulary is None:
             raise ValueError("Stop strings need a tokenizer, and this model directory has none; use stop_token_ids.")
@@ -163,7 +164,7 @@ class Engine:
             )
 
     def cancel(self, request_id: str) -> None:
-        """Ends a request; its listener gets "done" with reason "cancelled". Unknown ids are ignored: it may have ended."""
+        """Ends a request: "done" with reason "cancelled". An unknown id is ignored: it may just have ended."""
         with self._wake:
             self._inbox.append(request_id)
             self._wake.notify()

@@ -73,7 +73,7 @@ class LLM:
         """The events of one prompt as they happen; leaving the loop early cancels the request."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
         params = params or SamplingParams()
-        listener = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)  # noqa: E731
+        listener = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
         request = self._request(prompt, params, listener)
         self.engine.submit(request)
         self.engine.start()

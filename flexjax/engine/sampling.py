@@ -176,10 +176,10 @@ def _narrow(logits, controls: Controls):
     """Top-k, then top-p over what is left, then min-p; logits equal to the last one kept are kept too."""
     v = logits.shape[-1]
     k = jnp.where(controls.top_k > 0, jnp.minimum(controls.top_k, v), v)
-    kept = lambda limit: logits >= limit[:, None]  # noqa: E731
+    kept = lambda limit: logits >= limit[:, None]
     limit = _largest(logits, lambda limit: jnp.sum(kept(limit), axis=-1) >= k)
     probs = jax.nn.softmax(jnp.where(kept(limit), logits, -jnp.inf), axis=-1)
-    mass = lambda limit: jnp.sum(jnp.where(kept(limit), probs, 0.0), axis=-1)  # noqa: E731
+    mass = lambda limit: jnp.sum(jnp.where(kept(limit), probs, 0.0), axis=-1)
     nucleus = _largest(logits, lambda limit: mass(limit) >= controls.top_p)
     limit = jnp.where(controls.top_p < 1, jnp.maximum(limit, nucleus), limit)
     floor = jnp.max(logits, axis=-1) + jnp.log(controls.min_p)  # log 0 keeps all.

@@ -219,7 +219,7 @@ class StepRunner:
             model = nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, weights))
             return body(model, cache, memory, packing.unpack(packed), max_steps)
 
-        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
         arguments = jax.tree.map(abstract, (self._weights, self.cache, self.memory))
         packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32)
         return jax.jit(step, donate_argnums=(1, 2)).lower(*arguments, packed)
@@ -249,7 +249,7 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array],
     tokens = jnp.where(f["tokens"] == FROM_DEVICE, last, f["tokens"])
     cache, memory, sampled = _forward(model, cache, memory, f, tokens, f["positions"], f["kv_lengths"], num_rows)
     padding = ((0, max_steps - 1), (0, 0))
-    pad = lambda x: jnp.pad(x[None], padding[:1] + ((0, 0),) * x.ndim)  # noqa: E731
+    pad = lambda x: jnp.pad(x[None], padding[:1] + ((0, 0),) * x.ndim)
     return cache, memory, jax.tree.map(pad, sampled)
 
 
