@@ -1,0 +1,7 @@
+"""What the launcher can run: one verb a file.
+
+A job module has a docstring whose first line `--help` shows, a frozen dataclass `Config` (its fields
+are what a config file may set) and `run(config: Config, workdir: Path) -> int`, the exit status. It
+refuses what it cannot do with ValueError before it starts work. Config file and job meet by
+`config.job`, the module's name; nothing is registered.
+"""

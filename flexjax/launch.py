@@ -1,0 +1,195 @@
+"""Runs one job from a config file.
+
+  python -m flexjax.launch --config=configs/bench.py
+  python -m flexjax.launch --config=configs/bench.py --config.engine.max_num_seqs=16 --workdir=runs/wide
+  python -m flexjax.launch --config=configs/bench.py --help      (its fields, with defaults)
+
+  --config=PATH[:ARG]      the config file; ARG goes to its get_config
+  --config.FIELD=VALUE     overrides one field of it; sections are dotted
+  --workdir=DIR            where the results go; runs/<date-time>-<config name> unless given
+  --debug                  tracebacks for wrong input too
+
+Exit status: the job's own (0 well, 1 an invalid result), 2 for wrong input, 130 after Ctrl-C.
+"""
+
+import ast
+import dataclasses
+import datetime
+import difflib
+import importlib
+import re
+import runpy
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+from rich.console import Console
+
+from flexjax import config as config_lib
+from flexjax import jobs
+from flexjax.hardware import xla_flags
+
+PACKAGE = Path(__file__).resolve().parent
+PRODUCT = (PACKAGE, PACKAGE.parent / "models")  # A ValueError raised in here is a refusal, not a bug.
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The fields of a config that the launcher itself reads; the job's `Config` has the others."""
+
+    job: str  # A module of flexjax.jobs.
+    xla_flags: str = ""  # A flag set under xla_flags/, set before JAX starts; empty adds none.
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line (`sys.argv` unless given) and returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        console.print("interrupted", style="yellow")
+        return 130
+    except (ValueError, NotImplementedError, flags.Error) as error:
+        if "--debug" in args or not _is_refusal(error):
+            raise
+        console.print(f"error: {error}", style="bold red", markup=False)
+        console.print("(--debug shows where it was raised)", style="dim")
+        return 2
+
+
+def _run(args: list[str]) -> int:
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "results folder", flag_values=values)
+    flags.DEFINE_bool("debug", False, "tracebacks", flag_values=values)
+    flags.DEFINE_bool("help", False, "this text", flag_values=values)
+    rest = values(["flexjax", *args], known_only=True)[1:]
+    if values["help"].value and not values["config"].value:
+        print(_help())
+        return 0
+    if not values["config"].value:
+        raise ValueError(f"--config=PATH is missing. Configs that ship:\n{_configs()}")
+
+    mine, others = split(load(values["config"].value))
+    early = [a for a in rest if re.match(r"--?config\.(job|xla_flags)=", a)]
+    launch = config_lib.from_config_dict(Launch, _override(Launch, mine, early))
+    if launch.xla_flags:
+        xla_flags.load(launch.xla_flags)  # Before the job, and with it JAX, is imported.
+    job = _job(launch.job)
+    if values["help"].value:
+        print(_help(job.Config))
+        return 0
+    late = [a for a in rest if a not in early]
+    config = config_lib.from_config_dict(job.Config, _override(job.Config, others, late))
+
+    name = Path(values["config"].value.partition(":")[0]).stem
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    workdir = Path(values["workdir"].value or f"runs/{now}-{name}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    _log_devices(launch.job, workdir)
+    return job.run(config, workdir)
+
+
+def _override(cls: type, values: dict[str, Any], args: Sequence[str]) -> config_dict.ConfigDict:
+    """`values` with every field of `cls` in it and the `--config.FIELD=VALUE` of `args` applied."""
+    paths = [m[2] for a in args if (m := re.match(r"--?(no)?config\.([\w.]+)", a))]
+    fields = config_lib.complete(cls, values, paths)
+    own = flags.FlagValues()
+    argv = ["flexjax", *args]
+    config_flags.DEFINE_config_dict("config", fields, lock_config=True, flag_values=own, sys_argv=argv)
+    left = own(argv)[1:]
+    if left:
+        raise ValueError(f"Arguments are --config.FIELD=VALUE, --workdir=DIR or --debug; got {' '.join(left)!r}.")
+    return fields
+
+
+def split(raw: config_dict.ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a config file that are the launcher's, and those that are the job's."""
+    names = {f.name for f in dataclasses.fields(Launch)}
+    return {f: raw[f] for f in raw if f in names}, {f: raw[f] for f in raw if f not in names}
+
+
+def load(path: str) -> config_dict.ConfigDict:
+    """What `get_config` of the file returns."""
+    file, _, argument = path.partition(":")
+    found = next((p for p in (Path(file), home() / file) if p.is_file()), None)
+    if found is None:
+        raise ValueError(f"--config={file}: no such file. Configs that ship:\n{_configs()}")
+    get_config = runpy.run_path(str(found)).get("get_config")
+    if get_config is None:
+        raise ValueError(f"{found} must define get_config(), returning a ConfigDict.")
+    return config_dict.ConfigDict(get_config(*([argument] if argument else [])))
+
+
+def _job(name: str) -> ModuleType:
+    known = [p.stem for p in _job_files()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"config.job must be one of {', '.join(known)}; got {name!r}.{hint}")
+    return importlib.import_module(f"flexjax.jobs.{name}")
+
+
+def home() -> Path:
+    """The folder that holds configs/: the checkout, or what a wheel put under the environment."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path(sys.prefix) / "share" / "flexjax"
+
+
+def _job_files() -> list[Path]:
+    return sorted(p for folder in jobs.__path__ for p in Path(folder).glob("[a-z]*.py"))
+
+
+def _listed(files: Iterable[Path], root: Path | None = None) -> str:
+    """One line a file: its name and the first line of its docstring, read without running it."""
+    rows = [
+        (str(p.relative_to(root)) if root else p.stem, ast.get_docstring(ast.parse(p.read_text())) or "") for p in files
+    ]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:{width}}  {text.partition('\n')[0]}" for name, text in rows)
+
+
+def _configs() -> str:
+    return _listed(sorted((home() / "configs").rglob("*.py")), home())
+
+
+def _help(cls: type | None = None) -> str:
+    text = f"{__doc__}\nJobs (config.job):\n{_listed(_job_files())}\n\nConfigs that ship:\n{_configs()}"
+    if cls is None:
+        return text
+    rows = [
+        f"  --{path}  {kind}, {default}" + (f"\n        {comment}" if comment else "")
+        for part in (Launch, cls)
+        for path, kind, default, comment in config_lib.describe(part)
+    ]
+    return (
+        f"{text}\n\nFields of this job's config, each with its type and default (the file may set another):\n"
+        + "\n".join(rows)
+    )
+
+
+def _log_devices(job: str, workdir: Path) -> None:
+    import jax  # Not at the top: the flags must be set first.
+
+    devices = jax.devices()
+    print(f"flexjax {job}: {len(devices)} × {devices[0].device_kind}, jax {jax.__version__}, results in {workdir}")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether our own code refused the input: JAX and numpy raise ValueError for our bugs as well."""
+    if isinstance(error, flags.Error):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
+    return not set(PRODUCT).isdisjoint(file.parents)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,148 @@
+"""The house is in order: arrows run one way, rooms have doors, nothing of one machine is in the tree."""
+
+import ast
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Room → the rooms it may import. The modules at the root of flexjax (causal_lm, config) are open to
+# all and import no room; `launch` is the door from outside.
+ARROWS = {
+    "hardware": set(),
+    "kernels": {"hardware"},
+    "engine": {"kernels", "hardware"},
+    "records": {"hardware"},
+    "train": {"engine", "kernels", "hardware"},
+    "bench": {"engine", "train", "records", "hardware"},
+    "jobs": {"engine", "train", "bench", "records", "kernels", "hardware"},
+    "launch": {"jobs", "hardware"},
+    "causal_lm": set(),
+    "config": set(),
+    "models": {"kernels", "hardware"},
+}
+
+# Files past 600 lines, each with its reason.
+LONG = {}
+
+
+def imported_rooms(source: str) -> set[str]:
+    """Rooms of flexjax (or "models") that a module imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names]
+    return {p[1] for p in parts if p[0] == "flexjax" and len(p) > 1} | {"models" for p in parts if p[0] == "models"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(room, file) of every module of the product but the face, flexjax/__init__.py."""
+    flexjax = [p for p in sorted((ROOT / "flexjax").rglob("*.py")) if p != ROOT / "flexjax" / "__init__.py"]
+    rooms = [(p.relative_to(ROOT / "flexjax").parts[0].removesuffix(".py"), p) for p in flexjax]
+    return rooms + [("models", p) for p in sorted((ROOT / "models").rglob("*.py"))]
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what is tracked cannot be told")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = """
+        import jax, flexjax.engine.llm
+        from flexjax import causal_lm, jobs
+        def f():
+            from models.transformer import params
+            from flexjax.kernels.attention import api
+    """
+    assert imported_rooms(textwrap.dedent(source)) == {"engine", "causal_lm", "jobs", "models", "kernels"}
+
+
+def test_arrows_run_one_way():
+    shared = {"causal_lm", "config"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {target}; {room} may import {', '.join(sorted(ARROWS[room])) or 'no room'}"
+        for room, path in modules()
+        for target in sorted(imported_rooms(path.read_text()) - ARROWS[room] - shared - {room})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_arrows_have_no_cycle():
+    def below(room: str, path: tuple[str, ...] = ()) -> None:
+        assert room not in path, f"{' → '.join(path)} → {room}"
+        for target in ARROWS[room]:
+            below(target, (*path, room))
+
+    for room in ARROWS:
+        below(room)
+
+
+def test_every_module_says_what_it_is():
+    silent = [
+        str(path.relative_to(ROOT))
+        for _, path in modules()
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent, f"modules without a docstring: {silent}"
+
+
+def test_every_room_has_a_door():
+    folders = {p.parent for _, p in modules()}
+    closed = [str(f.relative_to(ROOT)) for f in sorted(folders) if not (f / "__init__.py").is_file()]
+    assert not closed, f"packages without __init__.py: {closed}"
+
+
+def test_the_front_of_the_house():
+    needed = ["setup.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt"]
+    needed += [".ci/run", "flexjax", "models", "configs", "launch", "tests", "xla_flags"]
+    missing = [name for name in needed if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_tests_mirror_the_tree():
+    homeless = []
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place = path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_"))
+        sources = [ROOT / "flexjax" / place, ROOT / place]
+        if path != Path(__file__).resolve() and not any(s.is_file() or s.with_suffix("").is_dir() for s in sources):
+            homeless.append(str(path.relative_to(ROOT)))
+    assert not homeless, f"no module of the same name and place: {homeless}"
+
+
+def test_files_are_read_in_one_sitting():
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in tracked()
+        if p.suffix == ".py"
+        if (n := len(p.read_text().splitlines())) > 600
+    }
+    assert long.keys() == LONG.keys(), f"files past 600 lines: {long}; those with a reason: {LONG}"
+
+
+def test_the_tree_names_no_machine():
+    # Written in pieces, so that this file does not find itself.
+    hosts = "|".join(name.replace("!", r"\.") for name in ["pypi!org", "pythonhosted!org", "debian!org", "npmjs!org"])
+    machine = re.compile(rf"({hosts}|(?<![\w.~}}])/(work|root|home|Users|tmp)/\w)")
+    found = []
+    for path in tracked():
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{i}: {line.strip()[:100]}"
+            for i, line in enumerate(lines, 1)
+            if machine.search(line)
+        ]
+    assert not found, "\n".join(found)
