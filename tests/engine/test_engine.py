@@ -1,0 +1,240 @@
+"""What the engine promises: the same tokens in any company, nothing leaked, nobody harmed by another."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams, TokenEvent
+
+CONFIG = EngineConfig(
+    dtype="float32", max_num_seqs=4, max_num_batched_tokens=16, page_size=4, num_pages=60, decode_steps=3
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model) -> Engine:
+    return Engine(tiny_model, None, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def cramped(tiny_model) -> Engine:
+    """The same with 15 usable pages of 4 tokens: one long request fills it."""
+    return Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 16, "max_model_len": 60}))
+
+
+class Log:
+    """A listener that keeps everything."""
+
+    def __init__(self):
+        self.events: dict[str, list[TokenEvent]] = {}
+
+    def __call__(self, event: TokenEvent) -> None:
+        self.events.setdefault(event.request_id, []).append(event)
+
+    def tokens(self, request_id: str, index: int = 0) -> list[int]:
+        return [t for e in self.events[request_id] if e.index == index for t in e.token_ids]
+
+    def reason(self, request_id: str):
+        return self.events[request_id][-1].finish_reason
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(0, 96, length).tolist())
+
+
+def run(engine: Engine, requests: dict[str, tuple[tuple[int, ...], SamplingParams]], cancel=()) -> Log:
+    log = Log()
+    for name, (tokens, params) in requests.items():
+        engine.submit(Request(name, tokens, params, listener=log))
+    turn = 0
+    while engine.step():
+        for name, at in cancel:
+            if at == turn:
+                engine.cancel(name)
+        turn += 1
+    assert engine.pool.num_used == 0 and engine.num_open == 0
+    return log
+
+
+def greedy(max_tokens: int, **fields) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, **fields)
+
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(1, 30), st.integers(1, 24), st.sampled_from([0.0, 0.0, 1.0])),
+    min_size=1,
+    max_size=7,
+)
+
+
+def params_of(max_tokens: int, temperature: float) -> SamplingParams:
+    rules = dict(top_k=20, presence_penalty=0.5, repetition_penalty=1.1) if temperature else {}
+    return SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=11, **rules)
+
+
+@pytest.mark.parametrize("which", ["roomy", "cramped"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=REQUESTS)
+def test_same_tokens_alone_and_in_company(engine, cramped, which, sizes):
+    """Greedy and seeded sampling, whatever runs beside them and whoever is sent back on the way."""
+    alone, together = engine, engine if which == "roomy" else cramped
+    requests = {f"r{i}": (prompt(seed, n), params_of(out, temp)) for i, (seed, n, out, temp) in enumerate(sizes)}
+    log = run(together, requests)
+    for name, one in requests.items():
+        assert log.tokens(name) == run(alone, {name: one}).tokens(name)
+        assert log.reason(name) == "length"
+
+
+def test_pool_pressure_really_preempts(cramped):
+    cramped.stats.reset()
+    run(cramped, {f"r{i}": (prompt(i, 20), greedy(30)) for i in range(3)})
+    assert cramped.stats.preemptions > 0
+
+
+def test_events_come_in_order_and_once(engine):
+    log = run(engine, {"a": (prompt(0, 9), greedy(7)), "b": (prompt(1, 40), greedy(1))})
+    for name, count in (("a", 7), ("b", 1)):
+        kinds = [e.kind for e in log.events[name]]
+        assert kinds[0] == "scheduled" and kinds[-1] == "done" and set(kinds[1:-1]) == {"token"}
+        assert len(log.tokens(name)) == count
+        times = [e.time for e in log.events[name]]
+        assert times == sorted(times)
+
+
+def test_greedy_follows_the_models_own_argmax(engine, tiny_model):
+    tokens = list(prompt(3, 10))
+    log = run(engine, {"a": (tuple(tokens), greedy(30))})
+    for _ in range(30):
+        hidden, _ = tiny_model.dense(np.asarray([tokens], np.int32))
+        tokens.append(int(np.argmax(tiny_model.logits(hidden)[0, -1])))
+    assert log.tokens("a") == tokens[10:]
+
+
+def test_end_of_text_ends_it_even_in_the_middle_of_a_dispatch(engine):
+    whole = run(engine, {"a": (prompt(4, 6), greedy(20))}).tokens("a")
+    stop = whole[9]
+    first = whole.index(stop)
+    log = run(engine, {"a": (prompt(4, 6), greedy(20, stop_token_ids=(stop,)))})
+    assert log.tokens("a") == whole[: first + 1]
+    assert log.reason("a") == "stop"
+
+
+def test_min_tokens_holds_the_end_back(engine):
+    stop = run(engine, {"a": (prompt(4, 6), greedy(1))}).tokens("a")[0]
+    log = run(engine, {"a": (prompt(4, 6), greedy(12, stop_token_ids=(stop,), min_tokens=5))})
+    assert stop not in log.tokens("a")[:5]
+
+
+def test_several_continuations_differ_and_repeat(engine):
+    params = SamplingParams(n=3, temperature=1.5, max_tokens=12, seed=5)
+    first, again = (run(engine, {"a": (prompt(5, 8), params)}) for _ in range(2))
+    texts = [first.tokens("a", i) for i in range(3)]
+    assert len({tuple(t) for t in texts}) == 3
+    assert texts == [again.tokens("a", i) for i in range(3)]
+
+
+def test_logprobs_belong_to_the_tokens(engine, tiny_model):
+    tokens = prompt(6, 8)
+    log = run(engine, {"a": (tokens, greedy(6, logprobs=4)), "b": (prompt(7, 8), greedy(6))})
+    got = [one for e in log.events["a"] for one in e.logprobs]
+    hidden, _ = tiny_model.dense(np.asarray([[*tokens, *log.tokens("a")]], np.int32))
+    expected = np.asarray(jax.nn.log_softmax(tiny_model.logits(hidden)[0]))
+    assert len(got) == 6
+    for i, one in enumerate(got):
+        row = expected[len(tokens) - 1 + i]
+        assert next(iter(one)) == log.tokens("a")[i] and len(one) == 4  # Greedy: the chosen one is among the top 4.
+        np.testing.assert_allclose(list(one.values()), row[list(one)], atol=2e-5)
+    assert all(not e.logprobs for e in log.events["b"])
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+def test_cancel_gives_everything_back_and_leaves_the_others(engine, at):
+    others = {"b": (prompt(8, 20), greedy(15)), "c": (prompt(9, 5), greedy(15))}
+    log = run(engine, {"a": (prompt(7, 40), greedy(40)), **others}, cancel=[("a", at)])
+    assert log.reason("a") == "cancelled" and len(log.tokens("a")) < 40
+    for name, one in others.items():
+        assert log.tokens(name) == run(engine, {name: one}).tokens(name)
+
+
+def test_a_listener_that_raises_loses_its_own_request_only(engine, caplog):
+    def broken(event):
+        raise KeyError("broken listener")
+
+    log = Log()
+    engine.submit(Request("bad", prompt(0, 5), greedy(10), listener=broken))
+    engine.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
+    while engine.step():
+        pass
+    assert len(log.tokens("good")) == 10 and engine.num_open == 0 and engine.pool.num_used == 0
+    assert "'bad' raised" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "params", "message"),
+    [
+        ((), greedy(1), "at least one token"),
+        ((5, 96), greedy(1), r"\[0, 96\).*\[96\]"),
+        (prompt(0, 60), greedy(1), "leave room for one token in the context of 60; this one has 60"),
+        ((1,), greedy(1, stop=("x",)), "need a tokenizer"),
+    ],
+)
+def test_bad_requests_are_refused_and_the_others_go_on(cramped, tokens, params, message):
+    log = Log()
+    cramped.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
+    cramped.step()
+    with pytest.raises(ValueError, match=message):
+        cramped.submit(Request("bad", tokens, params))
+    while cramped.step():
+        pass
+    assert len(log.tokens("good")) == 10
+
+
+def test_a_request_larger_than_the_pool_is_refused(tiny_model):
+    engine = Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 6, "max_num_seqs": 1}))
+    with pytest.raises(ValueError, match=r"28 tokens need 7 pages of 4, the pool has 5.*num_pages"):
+        engine.submit(Request("r", prompt(0, 20), greedy(8)))
+
+
+def test_a_taken_id_is_refused(engine):
+    engine.submit(Request("same", prompt(0, 3), greedy(2)))
+    with pytest.raises(ValueError, match="'same' is taken"):
+        engine.submit(Request("same", prompt(0, 3), greedy(2)))
+    while engine.step():
+        pass
+
+
+def test_context_longer_than_the_model_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="own context of 128; got 129"):
+        Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "max_model_len": 129}))
+
+
+def test_thread_serves_and_stops_with_open_requests(engine):
+    ended = threading.Event()
+    log = Log()
+
+    def listen(event):
+        log(event)
+        if event.kind == "done":
+            ended.set()
+
+    engine.start()
+    engine.submit(Request("a", prompt(2, 5), greedy(8), listener=listen))
+    assert ended.wait(30)
+    assert len(log.tokens("a")) == 8
+    engine.submit(Request("b", prompt(2, 5), greedy(100), listener=log))
+    engine.stop()
+    assert log.reason("b") in ("cancelled", "length") and engine.num_open == 0 and engine.pool.num_used == 0
+
+
+def test_no_step_holds_a_second_cache(tiny_model):
+    """Temporaries against a cache made large on purpose: a copy of it would be 100 % of it."""
+    engine = Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 20_000}))
+    assert engine.runner.cache_bytes > 10e6
+    for cost in engine.runner.costs:
+        assert cost.alias is not None and cost.temp is not None
+        assert cost.alias >= engine.runner.cache_bytes, "the cache is not donated"
+        assert cost.temp <= 0.01 * engine.runner.cache_bytes, f"{cost.shape} copies the cache"
