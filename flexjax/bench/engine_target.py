@@ -1,0 +1,69 @@
+"""Our engine as a target."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flexjax.bench.result import StartUp, StatsSample
+from flexjax.bench.target import TargetStats
+from flexjax.engine.config import EngineConfig
+from flexjax.engine.engine import Engine
+from flexjax.engine.request import Request
+
+
+class EngineTarget:
+    """Loads a model directory into an engine and serves from the engine's own thread."""
+
+    def __init__(self, directory: str | Path, config: EngineConfig, name: str = "optimised"):
+        self.name = name
+        self.config = config
+        self._directory = Path(directory)
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None, "the target has not been started"
+        return self._engine
+
+    def start(self) -> StartUp:
+        began = time.perf_counter()
+        self._engine = Engine.load(self._directory, self.config)
+        self._engine.start()
+        compile_s = self._engine.stats.compile_seconds
+        return StartUp(load_s=time.perf_counter() - began - compile_s, compile_s=compile_s)
+
+    def submit(self, request: Request) -> None:
+        self.engine.submit(request)
+
+    def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.stop()
+
+    def describe(self) -> dict[str, Any]:
+        runner, config = self.engine.runner, self.config
+        return {
+            "software": "flexjax engine",
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "weights_dtype": config.dtype,
+            "cache_dtype": str(runner.cache_dtype),
+            "weights_bytes": runner.weight_bytes,
+            "cache_bytes": runner.cache_bytes,
+            "batching": "continuous, paged",
+            "max_num_seqs": config.max_num_seqs,
+            "max_num_batched_tokens": config.max_num_batched_tokens,
+            "max_model_len": self.engine.max_model_len,
+            "page_size": config.page_size,
+            "num_pages": runner.num_pages,
+            "decode_steps_per_dispatch": config.decode_steps,
+            "pipeline_depth": config.pipeline_depth,
+        }
+
+    def stats(self) -> TargetStats:
+        stats = self.engine.stats
+        samples = [
+            StatsSample(s.time, s.running, s.waiting, s.used_pages / stats.page_capacity) for s in list(stats.samples)
+        ]
+        return TargetStats(tuple(samples), len(samples), stats.host_seconds, stats.wait_seconds)
