@@ -1,0 +1,7 @@
+"""Ops with more than one body. Each folder is one op; its door names the function:
+`from flexjax.kernels.ragged_paged_attention import ragged_paged_attention`."""
+
+from flexjax.kernels.registry import Choice as Choice
+from flexjax.kernels.registry import bodies_used as bodies_used
+from flexjax.kernels.registry import forget as forget
+from flexjax.kernels.registry import use_bodies as use_bodies

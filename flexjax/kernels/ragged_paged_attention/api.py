@@ -1,8 +1,20 @@
 """Ragged paged attention: the contract, and which body serves it."""
 
+import jax
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.ragged_paged_attention import base
+from flexjax.kernels import registry
+from flexjax.kernels.ragged_paged_attention import base, cpu, xla
+
+OP = "ragged_paged_attention"
+BODIES = {
+    "base": base.ragged_paged_attention,
+    "xla": xla.ragged_paged_attention,
+    "cpu": cpu.ragged_paged_attention,
+}
+# `base` is the formula to test against, too slow to fall back on.
+ORDER = {"cpu": ("cpu", "xla")}
+ANYWHERE = ("xla",)
 
 
 def ragged_paged_attention(
@@ -18,9 +30,77 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
+    body: str | None = None,
 ) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
-    """Attention of every row over its sequence's pages, after the new keys and values are written there."""
-    return base.ragged_paged_attention(
-        q, k, v, kv_pages, query_starts, kv_lengths, page_table,
-        scale=scale, window=window, softcap=softcap, max_query_len=max_query_len,
-    )  # fmt: skip
+    """Attention of every row over its own sequence's pages, after the new keys and values are written there.
+
+    The batch is laid out as `flexjax.causal_lm.RaggedBatch` says: sequence b owns the rows
+    `query_starts[b]:query_starts[b + 1]`, the last of them at position `kv_lengths[b] - 1`. Equivalent,
+    for the row of sequence b at position p and query head n, with kv head m = n // (N // K), to
+
+        for every row: kv_pages[page_table[b, p // page_size], p % page_size] = k, v   # in the pages' dtype
+        s = kv_pages[page_table[b]].reshape(-1, K, 2, H)        # positions 0, 1, 2 …
+        score = scale * s[:, m, 0] @ q                          # softcap * tanh(score / softcap), if given
+        out = softmax(score over p - window < position <= p) @ s[:, m, 1]
+
+    with scores and softmax in float32 and the result in q's dtype. Rows from `query_starts[B]` on are
+    padding: they give zeros and write nothing; nor does a sequence without rows. No page is touched
+    but those of the new rows. Under jit, kv_pages is updated in place where its buffer is donated.
+
+    Args:
+      scale: of the scores, usually H**-0.5.
+      window: positions that a row sees, itself included; None sees all up to it.
+      softcap: bound of the scores; None has none.
+      max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
+      body: exactly this one of `BODIES`. By default the environment's, else the first of the
+        platform's order that can serve; `flexjax.kernels.bodies_used` tells which did and why.
+
+    The platform is known while tracing: that of the abstract mesh in use (a compile for a described
+    chip), else `jax.default_backend()`. `lax.platform_dependent` would trace every platform's body
+    into each program, and none could be recorded as the one that ran.
+
+    Raises:
+      ValueError: shapes that do not fit each other, or an option out of range.
+      NotImplementedError: no body, or not the one asked for, serves the call.
+    """
+    _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
+    return registry.serve(
+        OP,
+        BODIES,
+        ORDER.get(_platform(), ANYWHERE),
+        body,
+        *(q, k, v, kv_pages, query_starts, kv_lengths, page_table),
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        max_query_len=max_query_len,
+    )
+
+
+def _platform() -> str:
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.platform if described is not None else jax.default_backend()
+
+
+def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len) -> None:
+    if q.ndim != 3 or k.ndim != 3 or kv_pages.ndim != 5 or page_table.ndim != 2:
+        raise ValueError(
+            "q is [T, N, H], k and v [T, K, H], kv_pages [num_pages, page_size, K, 2, H], page_table [B, P]; got "
+            f"q {q.shape}, k {k.shape}, kv_pages {kv_pages.shape}, page_table {page_table.shape}."
+        )
+    (T, N, H), K, B = q.shape, k.shape[1], page_table.shape[0]
+    if N % K:
+        raise ValueError(f"Query heads come in equal groups, one a kv head: N must be a multiple of K; N={N}, K={K}.")
+    wanted = {
+        "k": (k.shape, (T, K, H)),
+        "v": (v.shape, (T, K, H)),
+        "kv_pages": (kv_pages.shape[2:], (K, 2, H)),
+        "query_starts": (query_starts.shape, (B + 1,)),
+        "kv_lengths": (kv_lengths.shape, (B,)),
+    }
+    for name, (shape, want) in wanted.items():
+        if shape != want:
+            raise ValueError(f"{name} must have shape {want} beside q {q.shape} and B={B}; it has {shape}.")
+    for name, value in (("window", window), ("softcap", softcap), ("max_query_len", max_query_len)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive{'' if name == 'max_query_len' else ' or None'}; got {value}.")

@@ -42,11 +42,11 @@ def ragged_paged_attention(
         scores = jnp.einsum("KGH,SKH->KGS", q_KxGxH, kv[:, :, 0], precision="highest") * scale
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
-        s = jnp.arange(P * page_size)
+        s = jnp.arange(P * page_size)[None, None]
         seen = s <= p if window is None else (s <= p) & (s > p - window)
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         # Rows that nobody sees may hold anything, NaN included; a zero weight would not silence them.
-        values = jnp.where(seen[:, None, None], kv[:, :, 1], 0.0)
+        values = jnp.where(seen[0, 0, :, None, None], kv[:, :, 1], 0.0)
         out = jnp.einsum("KGS,SKH->KGH", weights, values, precision="highest").reshape(N, H)
         return jnp.where(is_live, out, 0.0).astype(q.dtype)
 

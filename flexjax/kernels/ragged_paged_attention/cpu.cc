@@ -1,0 +1,296 @@
+// Ragged paged attention on the CPU, called through XLA's foreign function interface.
+//
+// A task is some kv heads of some rows of one sequence over some of its positions; tasks run on
+// XLA's own thread pool, or on the calling thread alone where the whole is too small to share.
+// Which tasks there are changes no result: see cpu_attend.inc.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int kTile = 32;         // tokens whose scores are held at once
+constexpr int kSpan = 512;        // tokens of one online softmax; spans are merged in order
+constexpr int kMaxQueries = 32;   // query vectors (rows * G) that share a tile
+constexpr float kNoScore = -1e30f;
+constexpr float kLog2E = 1.44269504f;
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline float ToFloat(Bf16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float ToFloat(float x) { return x; }
+
+INLINE void Narrow(float x, float* to) { *to = x; }
+INLINE void Narrow(float x, Bf16* to) {  // To nearest, ties to even; NaN stays NaN.
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Problem {
+  const void *q, *k, *v;  // [T, N, H], [T, K, H], [T, K, H]
+  void *pages, *out;      // [num_pages, page_size, K, 2, H], [T, N, H]
+  const int32_t *query_starts, *kv_lengths, *page_table;  // [B + 1], [B], [B, P]
+  int64_t T, N, K, H, B, P, page_size, num_pages;
+  float scale, softcap;  // softcap 0: none
+  int window;            // 0: none
+  float* parts;          // Unfinished softmaxes of tasks that share rows.
+};
+
+struct Task {  // Attention of some heads of consecutive rows of one sequence to some of its positions.
+  int sequence;
+  int row, rows, position;  // First row, how many, position of the first.
+  int head, heads;          // Of the kv heads.
+  int begin, end;           // Positions to attend to.
+  int64_t part;             // Where several tasks share the positions of these rows: this one's place in
+                            // `parts`; else -1.
+};
+
+int64_t PaddedH(const Problem& p) { return (p.H + 15) / 16 * 16; }
+
+int64_t ScratchFloats(const Problem& p, const Task& t) {
+  const int64_t queries = t.rows * (p.N / p.K), all = queries * t.heads;
+  return all * (3 * PaddedH(p) + 4) + queries * kTile + kTile * 2 * PaddedH(p) + 5 * 16;
+}
+
+bool SameRows(const Task& a, const Task& b) { return a.row == b.row && a.head == b.head; }
+
+struct Body {
+  void (*attend)(const Problem&, const Task&, float* scratch);
+  void (*join)(const Problem&, const Task* parts, int count);
+};
+
+#if defined(__clang__)
+#define FLEXJAX_TARGET_BEGIN(features) \
+  _Pragma(FLEXJAX_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
+#define FLEXJAX_TARGET_END _Pragma("clang attribute pop")
+#else
+#define FLEXJAX_TARGET_BEGIN(features) \
+  _Pragma("GCC push_options") _Pragma(FLEXJAX_STRING(GCC target(features)))
+#define FLEXJAX_TARGET_END _Pragma("GCC pop_options")
+#endif
+#define FLEXJAX_STRING(x) #x
+
+namespace baseline {
+constexpr int W = 4;
+#include "cpu_attend.inc"
+}  // namespace baseline
+
+#if defined(__x86_64__)
+FLEXJAX_TARGET_BEGIN("avx2,fma")
+namespace avx2 {
+constexpr int W = 8;
+#include "cpu_attend.inc"
+}  // namespace avx2
+FLEXJAX_TARGET_END
+
+FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
+namespace avx512 {
+constexpr int W = 16;
+#include "cpu_attend.inc"
+}  // namespace avx512
+FLEXJAX_TARGET_END
+#endif
+
+template <typename Q, typename Page>
+Body Pick(int64_t isa) {
+#if defined(__x86_64__)
+  if (isa >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+    return {avx512::Attend<Q, Page>, avx512::Join<Q>};
+  if (isa >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {avx2::Attend<Q, Page>, avx2::Join<Q>};
+#endif
+  return {baseline::Attend<Q, Page>, baseline::Join<Q>};
+}
+
+// Costs are counted in products: rows * query heads * positions * head dim.
+constexpr double kShareCost = 100'000;  // Below it waking another thread costs more than it saves.
+constexpr double kTaskCost = 30'000;    // No task is made smaller than this.
+
+struct Rows {  // Consecutive rows of one sequence.
+  int sequence, row, rows, position;
+};
+
+template <typename Q, typename Page>
+void WriteNew(const Problem& p, const Rows& r) {
+  for (int i = 0; i < r.rows; ++i) {
+    const int64_t position = r.position + i, from = (int64_t)(r.row + i) * p.K * p.H;
+    const int64_t page = p.page_table[r.sequence * p.P + position / p.page_size];
+    Page* to = (Page*)p.pages + (page * p.page_size + position % p.page_size) * p.K * 2 * p.H;
+    for (int64_t head = 0; head < p.K; ++head)
+      for (const void* source : {p.k, p.v}) {
+        const Q* x = (const Q*)source + from + head * p.H;
+        if constexpr (std::is_same_v<Q, Page>) {
+          memcpy(to, x, p.H * sizeof(Q));
+        } else {
+          for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]), to + c);
+        }
+        to += p.H;
+      }
+  }
+}
+
+ffi::Error Wrong(const char* rule, int64_t sequence, int64_t value, int64_t bound) {
+  return ffi::Error::InvalidArgument("ragged_paged_attention: " + std::string(rule) + "; sequence " +
+                                     std::to_string(sequence) + " has " + std::to_string(value) + ", the bound is " +
+                                     std::to_string(bound) + ".");
+}
+
+// The live rows in blocks of at most `limit`, after a check of all that could lead out of a buffer.
+ffi::Error FindRows(const Problem& p, int64_t limit, std::vector<Rows>& blocks) {
+  blocks.clear();
+  if (p.query_starts[0] != 0) return Wrong("query_starts must begin at 0", 0, p.query_starts[0], 0);
+  for (int64_t b = 0; b < p.B; ++b) {
+    const int64_t row = p.query_starts[b], rows = p.query_starts[b + 1] - row, length = p.kv_lengths[b];
+    if (rows < 0 || row + rows > p.T)
+      return Wrong("query_starts must not fall, nor pass the number of rows", b, row + rows, p.T);
+    if (rows == 0) continue;
+    if (length < rows) return Wrong("kv_lengths counts the new tokens too", b, length, rows);
+    if (length > p.P * p.page_size)
+      return Wrong("kv_lengths must fit the pages of the table", b, length, p.P * p.page_size);
+    const int64_t oldest = p.window > 0 ? std::max<int64_t>(length - rows + 1 - p.window, 0) : 0;
+    for (int64_t i = oldest / p.page_size; i * p.page_size < length; ++i) {
+      const int64_t page = p.page_table[b * p.P + i];
+      if (page < 0 || page >= p.num_pages) return Wrong("page_table must name existing pages", b, page, p.num_pages);
+    }
+    for (int64_t i = 0; i < rows; i += limit)
+      blocks.push_back({(int)b, (int)(row + i), (int)std::min(limit, rows - i), (int)(length - rows + i)});
+  }
+  return ffi::Error::Success();
+}
+
+int Oldest(const Problem& p, const Rows& r) { return p.window > 0 ? std::max(r.position + 1 - p.window, 0) : 0; }
+
+double CostOfHead(const Problem& p, const Rows& r) {
+  return (double)r.rows * (p.N / p.K) * p.H * (r.position + r.rows - Oldest(p, r));
+}
+
+// Tasks of about `target` cost each: several heads together where they are cheap, one head's positions
+// span by span where they are dear. Tasks that share rows stand together; returns the floats of their parts.
+int64_t PlanTasks(const Problem& p, const std::vector<Rows>& blocks, double target, std::vector<Task>& tasks) {
+  tasks.clear();
+  int64_t floats = 0;
+  for (const Rows& r : blocks) {
+    const double cost = CostOfHead(p, r);
+    const int64_t queries = r.rows * (p.N / p.K), most = std::clamp<int64_t>(2 * kMaxQueries / queries, 1, p.K);
+    const int64_t heads = std::clamp<int64_t>((int64_t)(target / cost), 1, most);
+    const int begin = Oldest(p, r), end = r.position + r.rows;
+    const bool split = cost > 2 * target && begin / kSpan != (end - 1) / kSpan;
+    for (int64_t head = 0; head < p.K; head += heads) {
+      Task task{r.sequence, r.row, r.rows, r.position, (int)head, (int)std::min(heads, p.K - head), begin, end, -1};
+      if (!split) {
+        tasks.push_back(task);
+        continue;
+      }
+      for (task.end = begin; task.end < end; floats += queries * (PaddedH(p) + 2)) {
+        task.begin = task.end;
+        task.end = std::min((task.begin / kSpan + 1) * kSpan, end);
+        task.part = floats;
+        tasks.push_back(task);
+      }
+    }
+  }
+  return floats;
+}
+
+// A thread's own memory, kept from call to call, on a cache line.
+float* Scratch(std::vector<float>& buffer, int64_t floats) {
+  if ((int64_t)buffer.size() < floats + 16) buffer.resize(floats + 16);
+  return (float*)(((uintptr_t)buffer.data() + 63) / 64 * 64);
+}
+
+template <typename Q, typename Page>
+ffi::Error Serve(ffi::ThreadPool& pool, Problem p, int64_t isa) {
+  thread_local std::vector<Rows> own_blocks;
+  thread_local std::vector<Task> own_tasks;
+  thread_local std::vector<float> own_parts;
+  std::vector<Rows>& blocks = own_blocks;  // A thread_local's name would mean another one in the helpers.
+  std::vector<Task>& tasks = own_tasks;
+
+  const ffi::Error error = FindRows(p, std::max<int64_t>(kMaxQueries / (p.N / p.K), 1), blocks);
+  if (error.failure()) return error;
+  double cost = 0;
+  for (const Rows& r : blocks) cost += CostOfHead(p, r) * p.K;
+  const int64_t threads = cost < kShareCost ? 1 : pool.num_threads();
+  const double target = threads > 1 ? std::max(cost / (4.0 * threads), kTaskCost) : cost;
+  p.parts = Scratch(own_parts, PlanTasks(p, blocks, target, tasks));
+
+  // Every new key must be in place before any row looks.
+  flexjax::ParallelFor(pool, threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, blocks[i]); });
+  const Body body = Pick<Q, Page>(isa);
+  flexjax::ParallelFor(pool, threads, (int64_t)tasks.size(), [&](int64_t i) {
+    thread_local std::vector<float> own_scratch;
+    body.attend(p, tasks[i], Scratch(own_scratch, ScratchFloats(p, tasks[i])));
+  });
+  for (size_t i = 0, end; i < tasks.size(); i = end) {
+    for (end = i + 1; tasks[i].part >= 0 && end < tasks.size() && SameRows(tasks[i], tasks[end]);) ++end;
+    if (tasks[i].part >= 0) body.join(p, &tasks[i], (int)(end - i));
+  }
+  const int64_t live = p.query_starts[p.B], row = p.N * p.H * sizeof(Q);
+  memset((char*)p.out + live * row, 0, (p.T - live) * row);
+  return ffi::Error::Success();
+}
+
+using Ints = ffi::Buffer<ffi::S32>;
+
+ffi::Error RaggedPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                                ffi::AnyBuffer pages, Ints query_starts, Ints kv_lengths, Ints page_table,
+                                ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
+                                float softcap, int64_t window, int64_t isa) {
+  if (pages.untyped_data() != new_pages->untyped_data())
+    return ffi::Error::Internal("ragged_paged_attention: kv_pages must be updated in place.");
+  Problem p{};
+  p.q = q.untyped_data(), p.k = k.untyped_data(), p.v = v.untyped_data();
+  p.pages = new_pages->untyped_data(), p.out = out->untyped_data();
+  p.query_starts = query_starts.typed_data(), p.kv_lengths = kv_lengths.typed_data();
+  p.page_table = page_table.typed_data();
+  p.T = q.dimensions()[0], p.N = q.dimensions()[1], p.H = q.dimensions()[2], p.K = k.dimensions()[1];
+  p.num_pages = pages.dimensions()[0], p.page_size = pages.dimensions()[1];
+  p.B = page_table.dimensions()[0], p.P = page_table.dimensions()[1];
+  p.scale = scale, p.softcap = softcap, p.window = (int)window;
+
+  const bool wide_q = q.element_type() == ffi::F32, wide_pages = pages.element_type() == ffi::F32;
+  if (wide_q) return wide_pages ? Serve<float, float>(pool, p, isa) : Serve<float, Bf16>(pool, p, isa);
+  return wide_pages ? Serve<Bf16, float>(pool, p, isa) : Serve<Bf16, Bf16>(pool, p, isa);
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* flexjax_ragged_paged_attention(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_ragged_paged_attention, RaggedPagedAttention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // q
+                                  .Arg<ffi::AnyBuffer>()  // k
+                                  .Arg<ffi::AnyBuffer>()  // v
+                                  .Arg<ffi::AnyBuffer>()  // kv_pages
+                                  .Arg<Ints>()            // query_starts
+                                  .Arg<Ints>()            // kv_lengths
+                                  .Arg<Ints>()            // page_table
+                                  .Ret<ffi::AnyBuffer>()  // out
+                                  .Ret<ffi::AnyBuffer>()  // kv_pages
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int64_t>("window")
+                                  .Attr<int64_t>("isa"));

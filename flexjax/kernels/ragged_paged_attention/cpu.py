@@ -1,0 +1,65 @@
+"""Ragged paged attention on the CPU: the C++ of cpu.cc, called through jax.ffi."""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+TARGET = "flexjax_ragged_paged_attention"
+LIBRARY = Path(__file__).with_name("_cpu.so")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # The best that the processor has, up to the one asked for.
+
+
+@functools.cache
+def _register() -> None:
+    if not LIBRARY.is_file():
+        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
+    handler = getattr(ctypes.cdll.LoadLibrary(str(LIBRARY)), TARGET)
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def ragged_paged_attention(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    query_starts: Int[Array, "B+1"],
+    kv_lengths: Int[Array, "B"],
+    page_table: Int[Array, "B P"],
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    max_query_len: int,
+    instruction_set: str = "avx512",
+) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+    """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
+    and whether its sequence came whole, in chunks or token by token."""
+    del max_query_len  # Rows are counted at run time.
+    for name, dtype in (("q", q.dtype), ("kv_pages", kv_pages.dtype)):
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            raise NotImplementedError(f"{name} is {dtype.name}; float32 and bfloat16 are built")
+    _register()
+    call = jax.ffi.ffi_call(
+        TARGET,
+        (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype)),
+        input_output_aliases={3: 1},
+    )
+    out, kv_pages = call(
+        q,
+        k.astype(q.dtype),
+        v.astype(q.dtype),
+        kv_pages,
+        query_starts,
+        kv_lengths,
+        page_table,
+        scale=np.float32(scale),
+        softcap=np.float32(softcap or 0),
+        window=np.int64(window or 0),
+        isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
+    )
+    return out, kv_pages

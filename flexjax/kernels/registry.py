@@ -1,0 +1,80 @@
+"""Which body serves an op, and the record of which one did.
+
+A body that cannot serve raises NotImplementedError with the reason, and the next one is tried. The
+choice is made while JAX traces, so one compiled function keeps the bodies it was traced with.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+ENVIRONMENT = "FLEXJAX_KERNEL_BODIES"  # For example "ragged_paged_attention=xla".
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The body that served an op, and those passed over before it: (body, reason) each."""
+
+    body: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+_asked: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("asked", default=MappingProxyType({}))
+_used: dict[str, list[Choice]] = {}
+
+
+def bodies_used() -> dict[str, tuple[Choice, ...]]:
+    """Op → the distinct choices traced in this process since `forget`, in the order they came up."""
+    return {op: tuple(choices) for op, choices in _used.items()}
+
+
+def forget() -> None:
+    """Empties `bodies_used`."""
+    _used.clear()
+
+
+@contextlib.contextmanager
+def use_bodies(**bodies: str) -> Iterator[None]:
+    """Within it, op `name` is traced with exactly the body given: `use_bodies(ragged_paged_attention="xla")`."""
+    token = _asked.set({**_asked.get(), **bodies})
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked_for(op: str) -> str | None:
+    """The body that `use_bodies`, else the environment, asks for."""
+    if op in _asked.get():
+        return _asked.get()[op]
+    pairs = [entry.partition("=") for entry in os.environ.get(ENVIRONMENT, "").split(",") if entry]
+    return {name.strip(): body.strip() for name, _, body in pairs}.get(op)
+
+
+def serve(
+    op: str, bodies: Mapping[str, Callable[..., Any]], order: Sequence[str], body: str | None, *args: Any, **kwargs: Any
+) -> Any:
+    """What the first body of `order` that can serve returns; `body`, or else `asked_for`, names the only one to try.
+
+    ValueError for a body that the op does not have, NotImplementedError with every reason when none serves.
+    """
+    body = body or asked_for(op)
+    if body is not None and body not in bodies:
+        raise ValueError(f"{op} has the bodies {', '.join(bodies)}; {body!r} was asked for.")
+    passed_over: list[tuple[str, str]] = []
+    for name in (body,) if body else order:
+        try:
+            result = bodies[name](*args, **kwargs)
+        except NotImplementedError as error:
+            passed_over.append((name, str(error)))
+            continue
+        choice = Choice(name, tuple(passed_over))
+        if choice not in _used.setdefault(op, []):
+            _used[op].append(choice)
+        return result
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+    raise NotImplementedError(f"No body of {op} serves this call. {reasons}.")
