@@ -1,0 +1,107 @@
+"""Named sets of XLA flags: `xla_flags/<chip>/<purpose>.txt`, loaded before JAX starts.
+
+A set file holds one flag a line, `--name=value`, and above each a comment that says why it is there.
+Blank lines and further comments are free. An empty set is a file of comments.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from flexjax.hardware import chips
+
+ROOT = Path(__file__).resolve().parents[2] / "xla_flags"
+
+# Where the compiler of each platform looks. The TPU's reads its own variable; XLA_FLAGS would make
+# the CPU's compiler, which starts beside it, stop at flags that it does not know.
+VARIABLES = {"cpu": "XLA_FLAGS", "gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+
+_FLAG = re.compile(r"--(?P<name>[a-z0-9_]+)=(?P<value>\S+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    name: str  # Without the dashes.
+    value: str
+    reason: str  # The comment above it.
+
+    def __str__(self) -> str:
+        return f"--{self.name}={self.value}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagSet:
+    """Flags of one purpose on one chip; no name stands twice."""
+
+    name: str  # "<chip>/<purpose>"
+    variable: str  # The environment variable that they go into.
+    flags: tuple[Flag, ...]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.flags))
+
+
+def available(root: Path = ROOT) -> tuple[str, ...]:
+    """Names of the sets there are: "cpu/default", …"""
+    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.glob("*/*.txt")))
+
+
+def load(name: str, root: Path = ROOT) -> FlagSet:
+    """The set `<chip>/<purpose>`. ValueError names the file and line of what is wrong in it."""
+    path = root / f"{name}.txt"
+    if not path.is_file() or name not in available(root):
+        raise ValueError(f"No XLA flag set is called {name!r} in {root}; there are: {', '.join(available(root))}.")
+    platform = chips.find(name.split("/")[0]).platform
+    return FlagSet(name, VARIABLES[platform], parse(path.read_text(), str(path)))
+
+
+def parse(text: str, where: str) -> tuple[Flag, ...]:
+    """The flags of a set file's text; `where` is its name in errors."""
+    flags: dict[str, Flag] = {}
+    reason: list[str] = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        at = f"{where}, line {number}"
+        if line.startswith("#"):
+            reason.append(line.lstrip("# "))
+            continue
+        if not line:
+            reason = []
+            continue
+        match = _FLAG.fullmatch(line)
+        if not match:
+            raise ValueError(f"{at}: a line is a comment (#) or one flag as --name=value; got {line!r}.")
+        flag = Flag(match["name"], match["value"], " ".join(reason))
+        if not flag.reason:
+            raise ValueError(f"{at}: {flag} has no reason. Say in a comment directly above it why it is set.")
+        if flag.name in flags:
+            raise ValueError(f"{at}: --{flag.name} is already set to {flags[flag.name].value}. Keep one of the two.")
+        flags[flag.name] = flag
+        reason = []
+    return tuple(flags.values())
+
+
+def apply(flag_set: FlagSet) -> None:
+    """Puts the set into the environment, before flags that are there already (of two, XLA takes the last).
+
+    Raises ValueError once JAX has started a backend, because the flags would then be ignored.
+    """
+    if _jax_started():
+        raise ValueError(
+            f"XLA flags must be set before JAX starts its first backend, and it has started; the set "
+            f"{flag_set.name!r} would be ignored. Apply it before the first use of JAX."
+        )
+    given = os.environ.get(flag_set.variable, "")
+    os.environ[flag_set.variable] = " ".join(filter(None, [str(flag_set), given]))
+
+
+def in_force() -> Mapping[str, str]:
+    """What the environment gives the compilers now, by variable; for the record."""
+    return {variable: os.environ.get(variable, "") for variable in sorted(set(VARIABLES.values()))}
+
+
+def _jax_started() -> bool:
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public question for this.
+    return bridge is not None and bridge.backends_are_initialized()
