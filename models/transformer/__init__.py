@@ -5,10 +5,24 @@ from typing import Any
 from flax import nnx
 
 from models.transformer.config import Layer, TransformerConfig
+from models.transformer.hf_config import config_from_hf, config_to_hf
 from models.transformer.modeling import Transformer
+from models.transformer.params import load, save
 from models.transformer.rope import Rope
 
-__all__ = ["Layer", "Rope", "Transformer", "TransformerConfig", "build"]
+__all__ = [
+    # The network, and what distinguishes one from another.
+    "Layer",
+    "Rope",
+    "Transformer",
+    "TransformerConfig",
+    # The family's face.
+    "build",
+    "config_from_hf",
+    "config_to_hf",
+    "load",
+    "save",
+]
 
 
 def build(config: TransformerConfig, *, dtype: Any, seed: int = 0) -> Transformer:

@@ -42,10 +42,10 @@ class TransformerConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    query_scale: float | None = None  # Multiplies q·k; None is head_dim ** -0.5.
+    query_scalar: float | None = None  # q·k is divided by its square root; None is head_dim.
     attention_softcap: float | None = None  # cap * tanh(score / cap)
     final_softcap: float | None = None
-    embed_scale: float = 1.0
+    scaled_embeddings: bool = False  # Times sqrt(d_model).
     learned_positions: bool = False
     tied_embeddings: bool = False
 

@@ -222,7 +222,8 @@ class Transformer(nnx.Module):
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config
         x = self.embedding[...][tokens]
-        x = x * jnp.asarray(config.embed_scale, x.dtype)
+        if config.scaled_embeddings:
+            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding[...][positions]
         tables: dict[Rope | None, RopeTables] = {None: None}
@@ -246,8 +247,8 @@ class Transformer(nnx.Module):
 
     @property
     def query_scale(self) -> float:
-        scale = self.config.query_scale
-        return self.config.head_dim**-0.5 if scale is None else scale
+        scalar = self.config.query_scalar
+        return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[CacheLeaf]:
         """One `[num_pages, page_size, K, 2, H]` leaf a layer; attention needs no state slots."""

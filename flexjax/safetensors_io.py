@@ -1,0 +1,198 @@
+"""Safetensors checkpoints, read through a memory map and written one tensor at a time.
+
+The published reader gives numpy no bfloat16; this one does, and says what is wrong with a broken file.
+Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the data).
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: bytes `begin:end` of its file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """One open file; `entries` by name. ValueError if it is truncated or its header is not sound."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ValueError(
+                    f"{self.path} is truncated or no safetensors file: its header should take {length} bytes "
+                    f"and the file has {size}. Copy or download it again."
+                )
+            try:
+                header: dict[str, Any] = json.loads(file.read(length))
+            except ValueError as error:
+                raise ValueError(f"The header of {self.path} is not valid JSON: {error}.") from error
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header.pop("__metadata__", None)
+        self.entries = {name: self._entry(name, fields, 8 + length) for name, fields in header.items()}
+        end = max((entry.end for entry in self.entries.values()), default=8 + length)
+        if end != size:
+            raise ValueError(
+                f"{self.path} is {'truncated' if size < end else 'too long'}: its header describes {end} bytes "
+                f"and the file has {size}. Copy or download it again."
+            )
+
+    def _entry(self, name: str, fields: dict[str, Any], start: int) -> TensorEntry:
+        if fields["dtype"] not in DTYPES:
+            raise ValueError(
+                f"Tensor {name!r} of {self.path} has dtype {fields['dtype']}; read are {', '.join(DTYPES)}."
+            )
+        dtype, shape = DTYPES[fields["dtype"]], tuple(fields["shape"])
+        begin, end = fields["data_offsets"]
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(
+                f"Tensor {name!r} of {self.path} is {dtype}{list(shape)} but its offsets {begin}..{end} "
+                f"span {end - begin} bytes. The file is corrupt."
+            )
+        return TensorEntry(dtype, shape, start + begin, start + end)
+
+    @contextlib.contextmanager
+    def tensor(self, name: str) -> Iterator[np.ndarray]:
+        """A read-only view of the mapped bytes; its pages leave resident memory when the block ends."""
+        entry = self.entries[name]
+        count = math.prod(entry.shape)
+        yield np.frombuffer(self._map, entry.dtype, count, entry.begin).reshape(entry.shape)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            begin = entry.begin - entry.begin % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
+
+
+def open_checkpoint(directory: str | Path) -> dict[str, SafetensorsFile]:
+    """Tensor name → the open file that holds it: one `model.safetensors`, or the shards of an index."""
+    directory = Path(directory)
+    if (directory / SINGLE).is_file():
+        file = SafetensorsFile(directory / SINGLE)
+        return dict.fromkeys(file.entries, file)
+    index = directory / INDEX
+    if not index.is_file():
+        raise ValueError(
+            f"{directory} holds neither {SINGLE} nor {INDEX}. Weights in another form (pytorch_model.bin, gguf) "
+            "must be converted to safetensors first."
+        )
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{index} is no index of shards: {error!r}.") from error
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    if missing:
+        raise ValueError(
+            f"{index} names {len(shards)} shards and {len(missing)} are missing: {', '.join(missing)}. "
+            "Copy or download them into the same directory."
+        )
+    files = {shard: SafetensorsFile(directory / shard) for shard in shards}
+    for name, shard in weight_map.items():
+        if name not in files[shard].entries:
+            raise ValueError(f"{index} says that {name!r} is in {shard}, which does not hold it.")
+    return {name: files[shard] for name, shard in weight_map.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorToWrite:
+    """A tensor whose values are made only when their turn comes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_checkpoint(directory: str | Path, tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> None:
+    """Writes one `model.safetensors`, or shards and an index when there is more than `max_shard_bytes`.
+
+    Each file appears whole under its name, or not at all; weights of an earlier save are replaced.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = _shards(tensors, max_shard_bytes)
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(directory / name, {tensor: tensors[tensor] for tensor in shard})
+    stale = {SINGLE, INDEX, *(path.name for path in directory.glob("model-*-of-*.safetensors"))} - set(names)
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += tensor.nbytes
+    return shards
+
+
+def _write_file(path: Path, tensors: Mapping[str, TensorToWrite]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it.
+    offset = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # The data starts at a multiple of 8 bytes.
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors.values():
+            values = np.ascontiguousarray(tensor.values())
+            assert values.dtype == tensor.dtype and values.shape == tensor.shape
+            file.write(values.reshape(-1).view(np.uint8).data)
+    os.replace(partial, path)

@@ -1,0 +1,127 @@
+"""How the published checkpoints name and lay out each parameter, as tables.
+
+A layout lists the stored axes, grouped as they are flattened: "NH D" is a matrix of N·H rows and D columns.
+V vocabulary, P positions, D model width, N query heads, K key/value heads, H head dim, F feed-forward width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+AXES = {
+    "V": "vocab",
+    "P": "position",
+    "D": "embed",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": "head_dim",
+    "F": "mlp",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Where a parameter lies in a checkpoint: tensor name ({} is the layer), layout, and which of `parts`
+    equal pieces of the last axis it is."""
+
+    name: str
+    layout: str
+    part: int = 0
+    parts: int = 1
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of the whole stored tensor."""
+        *first, last = (math.prod(sizes[AXES[a]] for a in group) for group in self.layout.split())
+        return (*first, last * self.parts)
+
+    def read(self, stored: np.ndarray, axes: tuple[str, ...], sizes: Mapping[str, int]) -> np.ndarray:
+        """The parameter, its axes in the order `axes`; a view."""
+        width = stored.shape[-1] // self.parts
+        piece = stored[..., self.part * width : (self.part + 1) * width]
+        order = [AXES[a] for a in self.layout if a != " "]
+        return piece.reshape([sizes[a] for a in order]).transpose([order.index(a) for a in axes])
+
+    def write(self, value: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+        """The stored piece of a parameter whose axes are `axes`."""
+        order = [AXES[a] for a in self.layout if a != " "]
+        groups = self.layout.split()
+        sizes = dict(zip(axes, value.shape, strict=True))
+        return value.transpose([axes.index(a) for a in order]).reshape(
+            [math.prod(sizes[AXES[a]] for a in group) for group in groups]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """One checkpoint convention: our parameter path → where it is stored."""
+
+    prefix: str  # Left out by checkpoints of the bare network.
+    parameters: Mapping[str, Stored]
+    buffers: tuple[str, ...]  # Endings of tensors that hold no parameter.
+
+
+_LLAMA = {
+    "embedding": Stored("model.embed_tokens.weight", "V D"),
+    "final_norm.scale": Stored("model.norm.weight", "D"),
+    "unembedding": Stored("lm_head.weight", "V D"),
+    "blocks.attention_norm.scale": Stored("model.layers.{}.input_layernorm.weight", "D"),
+    "blocks.attention.query": Stored("model.layers.{}.self_attn.q_proj.weight", "NH D"),
+    "blocks.attention.key": Stored("model.layers.{}.self_attn.k_proj.weight", "KH D"),
+    "blocks.attention.value": Stored("model.layers.{}.self_attn.v_proj.weight", "KH D"),
+    "blocks.attention.out": Stored("model.layers.{}.self_attn.o_proj.weight", "D NH"),
+    "blocks.attention.query_bias": Stored("model.layers.{}.self_attn.q_proj.bias", "NH"),
+    "blocks.attention.key_bias": Stored("model.layers.{}.self_attn.k_proj.bias", "KH"),
+    "blocks.attention.value_bias": Stored("model.layers.{}.self_attn.v_proj.bias", "KH"),
+    "blocks.attention.out_bias": Stored("model.layers.{}.self_attn.o_proj.bias", "D"),
+    "blocks.attention.query_norm.scale": Stored("model.layers.{}.self_attn.q_norm.weight", "H"),
+    "blocks.attention.key_norm.scale": Stored("model.layers.{}.self_attn.k_norm.weight", "H"),
+    "blocks.mlp_norm.scale": Stored("model.layers.{}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp.gate": Stored("model.layers.{}.mlp.gate_proj.weight", "F D"),
+    "blocks.mlp.up": Stored("model.layers.{}.mlp.up_proj.weight", "F D"),
+    "blocks.mlp.down": Stored("model.layers.{}.mlp.down_proj.weight", "D F"),
+    "blocks.mlp.gate_bias": Stored("model.layers.{}.mlp.gate_proj.bias", "F"),
+    "blocks.mlp.up_bias": Stored("model.layers.{}.mlp.up_proj.bias", "F"),
+    "blocks.mlp.down_bias": Stored("model.layers.{}.mlp.down_proj.bias", "D"),
+}
+_GEMMA = _LLAMA | {
+    "blocks.attention_post_norm.scale": Stored("model.layers.{}.post_attention_layernorm.weight", "D"),
+    "blocks.mlp_norm.scale": Stored("model.layers.{}.pre_feedforward_layernorm.weight", "D"),
+    "blocks.mlp_post_norm.scale": Stored("model.layers.{}.post_feedforward_layernorm.weight", "D"),
+}
+_GPT2 = {
+    "embedding": Stored("transformer.wte.weight", "V D"),
+    "position_embedding": Stored("transformer.wpe.weight", "P D"),
+    "final_norm.scale": Stored("transformer.ln_f.weight", "D"),
+    "final_norm.bias": Stored("transformer.ln_f.bias", "D"),
+    "unembedding": Stored("lm_head.weight", "V D"),
+    "blocks.attention_norm.scale": Stored("transformer.h.{}.ln_1.weight", "D"),
+    "blocks.attention_norm.bias": Stored("transformer.h.{}.ln_1.bias", "D"),
+    "blocks.attention.query": Stored("transformer.h.{}.attn.c_attn.weight", "D NH", 0, 3),
+    "blocks.attention.key": Stored("transformer.h.{}.attn.c_attn.weight", "D KH", 1, 3),
+    "blocks.attention.value": Stored("transformer.h.{}.attn.c_attn.weight", "D KH", 2, 3),
+    "blocks.attention.out": Stored("transformer.h.{}.attn.c_proj.weight", "NH D"),
+    "blocks.attention.query_bias": Stored("transformer.h.{}.attn.c_attn.bias", "NH", 0, 3),
+    "blocks.attention.key_bias": Stored("transformer.h.{}.attn.c_attn.bias", "KH", 1, 3),
+    "blocks.attention.value_bias": Stored("transformer.h.{}.attn.c_attn.bias", "KH", 2, 3),
+    "blocks.attention.out_bias": Stored("transformer.h.{}.attn.c_proj.bias", "D"),
+    "blocks.mlp_norm.scale": Stored("transformer.h.{}.ln_2.weight", "D"),
+    "blocks.mlp_norm.bias": Stored("transformer.h.{}.ln_2.bias", "D"),
+    "blocks.mlp.up": Stored("transformer.h.{}.mlp.c_fc.weight", "D F"),
+    "blocks.mlp.up_bias": Stored("transformer.h.{}.mlp.c_fc.bias", "F"),
+    "blocks.mlp.down": Stored("transformer.h.{}.mlp.c_proj.weight", "F D"),
+    "blocks.mlp.down_bias": Stored("transformer.h.{}.mlp.c_proj.bias", "D"),
+}
+
+_LLAMA_NAMING = Naming("model.", _LLAMA, (".rotary_emb.inv_freq",))
+_GEMMA_NAMING = Naming("model.", _GEMMA, (".rotary_emb.inv_freq",))
+NAMING: dict[str, Naming] = {
+    "LlamaForCausalLM": _LLAMA_NAMING,
+    "MistralForCausalLM": _LLAMA_NAMING,
+    "Qwen2ForCausalLM": _LLAMA_NAMING,
+    "Qwen3ForCausalLM": _LLAMA_NAMING,
+    "Gemma2ForCausalLM": _GEMMA_NAMING,
+    "Gemma3ForCausalLM": _GEMMA_NAMING,
+    "GPT2LMHeadModel": Naming("transformer.", _GPT2, (".attn.bias", ".attn.masked_bias")),
+}

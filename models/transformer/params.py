@@ -1,0 +1,128 @@
+"""Hugging Face model directories ↔ `Transformer`."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flexjax.causal_lm import family_of_directory
+from flexjax.safetensors_io import SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
+from models.transformer.config import TransformerConfig
+from models.transformer.hf_config import config_from_hf, config_to_hf
+from models.transformer.hf_names import NAMING, Naming, Stored
+from models.transformer.modeling import Transformer
+
+# Puts one parameter, given with its logical axes, on the device or mesh.
+Place = Callable[[np.ndarray, tuple[str, ...]], jax.Array]
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one parameter of a model comes from in a checkpoint."""
+
+    path: tuple[Any, ...]  # In the model's state.
+    axes: tuple[str, ...]
+    name: str
+    stored: Stored
+
+
+def place_on_default_device(value: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
+    # A copy even on CPU: an array that aliased the file would change or die with it.
+    return jax.device_put(value, may_alias=False)
+
+
+def load(directory: str | Path, *, dtype: Any, place: Place = place_on_default_device) -> Transformer:
+    """The model of a Hugging Face directory, in `dtype`.
+
+    Weights are memory-mapped, converted one at a time and handed to `place`, the largest first, so that host
+    memory never holds more than the checkpoint and one tensor. ValueError names every tensor that is
+    missing, unexpected or of the wrong shape.
+    """
+    config = config_from_hf(family_of_directory(directory)[1])
+    abstract = nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    flat = dict(nnx.to_flat_state(state))
+    files = open_checkpoint(directory)
+    naming = NAMING[config.architecture]
+    sources = _sources(flat, naming)
+    if not any(name.startswith(naming.prefix) for name in files):
+        sources = [dataclasses.replace(s, name=s.name.removeprefix(naming.prefix)) for s in sources]
+    _check(directory, config, naming, sources, files)
+    for source in sorted(sources, key=lambda s: -flat[s.path].size):
+        with files[source.name].tensor(source.name) as stored:
+            value = source.stored.read(stored, source.axes, config.axis_sizes)
+            value = np.ascontiguousarray(value, dtype=jnp.dtype(dtype))
+            flat[source.path] = flat[source.path].replace(place(value, source.axes).block_until_ready())
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def save(model: Transformer, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes config.json and model.safetensors, or shards and an index past `max_shard_bytes`."""
+    config = model.config
+    flat = dict(nnx.to_flat_state(nnx.state(model)))
+    pieces: dict[str, list[Source]] = defaultdict(list)
+    for source in _sources(flat, NAMING[config.architecture]):
+        pieces[source.name].append(source)
+
+    def tensor(sources: list[Source]) -> TensorToWrite:
+        sources = sorted(sources, key=lambda s: s.stored.part)
+
+        def values() -> np.ndarray:
+            parts = [s.stored.write(np.asarray(flat[s.path][...]), s.axes) for s in sources]
+            return np.concatenate(parts, axis=-1)
+
+        return TensorToWrite(flat[sources[0].path].dtype, sources[0].stored.shape(config.axis_sizes), values)
+
+    hf = config_to_hf(config, model.embedding.dtype)
+    write_checkpoint(directory, {name: tensor(sources) for name, sources in pieces.items()}, max_shard_bytes)
+    (Path(directory) / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+
+
+def _sources(flat: Mapping[tuple[Any, ...], Any], naming: Naming) -> list[Source]:
+    sources = []
+    for path, parameter in flat.items():
+        layer = next((part for part in path if isinstance(part, int)), None)
+        stored = naming.parameters[".".join(part for part in path if isinstance(part, str))]
+        sources.append(Source(path, parameter.get_metadata("axes"), stored.name.format(layer), stored))
+    return sources
+
+
+def _check(
+    directory: str | Path,
+    config: TransformerConfig,
+    naming: Naming,
+    sources: list[Source],
+    files: Mapping[str, SafetensorsFile],
+) -> None:
+    """ValueError unless the checkpoint holds exactly the model's tensors, in its shapes, as floats."""
+    wanted = {s.name: s.stored.shape(config.axis_sizes) for s in sources}
+    faults = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in files]
+    head = naming.parameters["unembedding"].name
+    embedding = next(s.name for s in sources if s.path == ("embedding",))
+    for name, file in files.items():
+        entry = file.entries[name]
+        if name in wanted and entry.shape != wanted[name]:
+            faults.append(f"{name} is {list(entry.shape)}, not {list(wanted[name])}")
+        elif name in wanted and entry.dtype.name not in FLOATS:
+            faults.append(f"{name} is {entry.dtype.name}, not one of {', '.join(FLOATS)}")
+        elif name == head and config.tied_embeddings and embedding in files:
+            with file.tensor(name) as tied, files[embedding].tensor(embedding) as table:
+                if not np.array_equal(tied, table):
+                    faults.append(f"{name} differs from {embedding} though config.json says tie_word_embeddings")
+        elif name not in wanted and not name.endswith(naming.buffers):
+            faults.append(f"{name} {list(entry.shape)} is not part of the model")
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(
+            f"The weights in {directory} do not fit its config.json ({config.architecture}): {'; '.join(faults[:8])}"
+            f"{more}. Both must come from the same model, with quantised weights converted to floats."
+        )
