@@ -60,6 +60,7 @@ class StockTarget:
         self._waiting: collections.deque[Request] = collections.deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._samples: list[StatsSample] = []
         self._steps, self._host_s, self._device_s = 0, 0.0, 0.0
@@ -87,6 +88,8 @@ class StockTarget:
         """ValueError for a request that was not planned for: no shape is compiled for it."""
         self._check(request)
         with self._wake:
+            if self._failure is not None or self._stopping:
+                raise RuntimeError("The stock side has ended and takes no requests.") from self._failure
             self._waiting.append(request)
             self._wake.notify()
 
@@ -136,42 +139,32 @@ class StockTarget:
             )
 
     def _serve(self) -> None:
+        rows: list[_Row] = []
         try:
-            while batch := self._take():
-                self._run(batch)
-        except Exception as error:
-            self._stopping = True
-            self._end_waiting(f"the stock side failed: {error!r}")
-            raise
+            while rows := self._take():
+                self._run(rows)
+            why = "the target was stopped"
+        except Exception as error:  # Told to every open request and to whoever submits the next.
+            self._failure = error
+            why = f"the stock side failed: {error!r}"
+        with self._wake:
+            open_requests = [row.request for row in rows if not row.ended] + list(self._waiting)
+            self._waiting.clear()
+        for request in open_requests:
+            _tell(request, "done", finish_reason="error", error=why)
 
     def _take(self) -> list[_Row]:
         """The next batch, when somebody waits; empty when it is time to stop."""
         with self._wake:
             self._wake.wait_for(lambda: self._waiting or self._stopping)
             if self._stopping:
-                batch = []
-            else:
-                count = min(self.config.batch_size, len(self._waiting))
-                batch = [self._waiting.popleft() for _ in range(count)]
-        if not batch:
-            self._end_waiting("the target was stopped")
+                return []
+            count = min(self.config.batch_size, len(self._waiting))
+            batch = [self._waiting.popleft() for _ in range(count)]
         tokenizer = self._vocabulary.tokenizer if self._vocabulary else None
         return [_Row(request, TextStream(tokenizer, request.params.stop)) for request in batch]
 
-    def _end_waiting(self, why: str) -> None:
-        while self._waiting:
-            _tell(self._waiting.popleft(), "done", finish_reason="error", error=why)
-
     def _run(self, rows: list[_Row]) -> None:
-        try:
-            self._decode(rows)
-        except Exception as error:
-            for row in rows:
-                if not row.ended:
-                    _tell(row.request, "done", finish_reason="error", error=repr(error))
-            raise
-
-    def _decode(self, rows: list[_Row]) -> None:
         """Runs a batch to its last token."""
         began, waited = time.perf_counter(), self._device_s
         requests = [row.request for row in rows]
@@ -190,7 +183,7 @@ class StockTarget:
             if all(row.ended for row in rows):
                 break
             if self._stopping:
-                raise RuntimeError("the target was stopped")
+                raise RuntimeError("stopped in the middle of a batch")
             batch.advance()
         self._host_s += time.perf_counter() - began - (self._device_s - waited)
 
