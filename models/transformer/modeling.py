@@ -98,7 +98,9 @@ class Norm(nnx.Module):
         if self.kind == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
-        y = jnp.einsum("...D,D->...D", y, self.scale[...].astype(jnp.float32) + self.offset)
+        # Not an einsum: as a dot, XLA's CPU backend merges it with the products that follow and widens their
+        # bfloat16 weights to float32, a copy of each in every step.
+        y = y * jnp.broadcast_to(self.scale[...].astype(jnp.float32) + self.offset, y.shape)
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias[...].astype(jnp.float32), y.shape)
         return y.astype(x.dtype)
