@@ -7,11 +7,12 @@ checked in `validity`. It runs one test at a time a process and is set field by 
 """
 
 import array
+import contextlib
 import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,7 @@ class _Bridge:
         self.last_event = time.perf_counter()
         query_id = self._query_ids.get(log.id)
         if query_id is not None:
-            data = array.array("i", log.token_ids)
-            address, length = data.buffer_info()
-            # `data` stays referenced until the call returns: LoadGen reads the address.
-            mlperf_loadgen.FirstTokenComplete(
-                [mlperf_loadgen.QuerySampleResponse(query_id, address, length * data.itemsize)]
-            )
+            _tell_first_token(query_id, log.token_ids)
 
     def _done(self, log: RequestLog) -> None:
         self.last_event = time.perf_counter()
@@ -158,11 +154,25 @@ class _Bridge:
             query_id = self._query_ids.pop(log.id, None)
         if query_id is None:
             return
-        data = array.array("i", log.token_ids)
-        address, length = data.buffer_info()
-        mlperf_loadgen.QuerySamplesComplete(
-            [mlperf_loadgen.QuerySampleResponse(query_id, address, length * data.itemsize, length)]
-        )
+        if not log.token_ids:  # Failed before any token. LoadGen crashes over a query that had no first one.
+            _tell_first_token(query_id, [])
+        with _buffer(log.token_ids) as (address, nbytes):
+            response = mlperf_loadgen.QuerySampleResponse(query_id, address, nbytes, len(log.token_ids))
+            mlperf_loadgen.QuerySamplesComplete([response])
+
+
+def _tell_first_token(query_id: int, token_ids: Sequence[int]) -> None:
+    with _buffer(token_ids) as (address, nbytes):
+        mlperf_loadgen.FirstTokenComplete([mlperf_loadgen.QuerySampleResponse(query_id, address, nbytes)])
+
+
+@contextlib.contextmanager
+def _buffer(token_ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Address and bytes of an array that lives as long as the context: LoadGen is given the bare address."""
+    data = array.array("i", token_ids)
+    address, length = data.buffer_info()
+    yield address, length * data.itemsize
+    del data
 
 
 def arrival_times(scenario: Scenario, issued: Sequence[float]) -> list[float]:

@@ -79,7 +79,8 @@ def _brief(t: RequestTimeline) -> str:
 def _check_loadgen(scenario: Scenario, loadgen: Mapping[str, Any], limits_bind: bool) -> Iterator[str]:
     errors = loadgen.get("num_errors")
     if errors != 0:
-        yield f"LoadGen counted {errors} errors: {'; '.join(loadgen.get('error_messages', ())) or 'log incomplete'}"
+        kinds = list(dict.fromkeys(loadgen.get("error_messages", ())))
+        yield f"LoadGen counted {errors} errors: {'; '.join(kinds[:3]) or 'log incomplete'}"
     rules = {"result_min_duration_met": "minimum duration", "result_min_queries_met": "minimum query count"}
     for key, what in rules.items():
         if not loadgen.get(key):

@@ -107,7 +107,7 @@ def test_a_silent_target_is_given_up(items, fake_target, tmp_path):
 
 
 def test_an_interrupt_ends_loadgen_too(items, fake_target, tmp_path):
-    target = fake_target(seconds_per_token=0.05)
+    target = fake_target(seconds_per_token=0.01)
 
     def interrupt(done, total):
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """Each rule catches the fault that it is there for; LoadGen alone would let several of them pass."""
 
 import dataclasses
+import re
 
 import mlperf_loadgen
 import pytest
@@ -26,13 +27,14 @@ def good(items, fake_target, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("scenario", [SERVER, SINGLE], ids=lambda s: s.name)
-def test_missing_first_tokens_pass_loadgen_and_not_us(scenario, items, fake_target, tmp_path, monkeypatch):
+def test_missing_first_tokens_pass_loadgen_and_not_us(items, fake_target, tmp_path, monkeypatch):
+    slow = dataclasses.replace(SERVER, rate_per_s=50)
     monkeypatch.setattr(mlperf_loadgen, "FirstTokenComplete", lambda responses: None)
-    run = run_loadgen(scenario, items, fake_target(seconds_per_token=0.002).submit, tmp_path)
+    run = run_loadgen(slow, items, fake_target(seconds_per_token=0.002).submit, tmp_path)
     assert run.loadgen["result_validity"] == "VALID"
-    verdict = check(scenario, run)
-    assert not verdict.valid and "0.0 ms by LoadGen" in verdict.reasons[0]
+    reasons = check(slow, run).reasons
+    assert any("0.0 ms by LoadGen" in r for r in reasons)
+    assert any("LoadGen counted 64 errors" in r for r in reasons)  # Its verdict does not mind them.
 
 
 @pytest.mark.parametrize("scenario", [SERVER, SINGLE, OFFLINE], ids=lambda s: s.name)
@@ -58,7 +60,7 @@ def test_a_broken_promise_is_named(fault, reason, items, fake_target, tmp_path):
     run = run_loadgen(SERVER, items, fake_target(**{fault: True}).submit, tmp_path)
     verdict = check(SERVER, run)
     assert not verdict.valid
-    assert pytest.importorskip("re").search(reason, "\n".join(verdict.reasons)), verdict.reasons
+    assert re.search(reason, "\n".join(verdict.reasons)), verdict.reasons
 
 
 def test_one_token_too_many_towards_loadgen_is_seen(good):
