@@ -79,7 +79,8 @@ def _run(args: list[str]) -> int:
     early = [a for a in rest if re.match(r"--?config\.(job|xla_flags)=", a)]
     launch = config_lib.from_config_dict(Launch, _override(Launch, mine, early))
     if launch.xla_flags:
-        xla_flags.load(launch.xla_flags)  # Before the job, and with it JAX, is imported.
+        # Before the job, and with it JAX, is imported.
+        xla_flags.apply(xla_flags.load(launch.xla_flags, home() / "xla_flags"))
     job = _job(launch.job)
     if values["help"].value:
         print(_help(job.Config))
