@@ -1,16 +1,21 @@
-"""A target that needs no model: a thread that hands out numbers, and breaks promises when asked to."""
+"""A target that needs no model and breaks promises when asked to; a tiny model for the targets that need one."""
 
 import dataclasses
+import itertools
 import queue
 import threading
 import time
 
+import jax.numpy as jnp
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats
 from flexjax.bench.workload import Item
 from flexjax.engine.request import Request, SamplingParams, TokenEvent
+from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 
 @dataclasses.dataclass
@@ -100,3 +105,71 @@ def items() -> tuple[Item, ...]:
         Item(tuple(range(1, n + 2)), SamplingParams(temperature=0, max_tokens=2 + n % 4, ignore_eos=True))
         for n in range(16)
     )
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and `<eos>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>"])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory, byte_tokenizer):
+    """A model directory: two random layers over bytes, a context of 96 tokens."""
+    directory = tmp_path_factory.mktemp("tiny")
+    config = TransformerConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=257,
+        d_model=32,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=64,
+        max_position=96,
+        layers=(Layer(rope=Rope()), Layer(rope=Rope())),
+        eos_token_id=256,
+    )
+    save(build(config, dtype=jnp.float32, seed=1), directory)
+    byte_tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+class Listener:
+    """Keeps a request's events; `wait` blocks until it is done."""
+
+    def __init__(self):
+        self.events: list[TokenEvent] = []
+        self._done = threading.Event()
+
+    def __call__(self, event: TokenEvent) -> None:
+        self.events.append(event)
+        if event.kind == "done":
+            self._done.set()
+
+    def wait(self) -> TokenEvent:
+        assert self._done.wait(30), "not done within 30 s"
+        return self.events[-1]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(t for event in self.events for t in event.token_ids)
+
+
+@pytest.fixture
+def ask():
+    """ask(target, prompt, **sampling) → the listener of a request just submitted."""
+    numbers = itertools.count()
+
+    def make(target, prompt, **sampling) -> Listener:
+        listener = Listener()
+        sampling = dict(temperature=0, max_tokens=8, ignore_eos=True) | sampling
+        target.submit(Request(f"r{next(numbers)}", tuple(prompt), SamplingParams(**sampling), listener=listener))
+        return listener
+
+    return make

@@ -1,0 +1,38 @@
+import pytest
+
+from flexjax.bench.engine_target import EngineTarget
+from flexjax.engine.config import EngineConfig
+
+
+@pytest.fixture(scope="module")
+def target(tiny_directory):
+    config = EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=32, page_size=8, decode_steps=2)
+    target = EngineTarget(tiny_directory, config)
+    startup = target.start()
+    assert startup.load_s > 0 and startup.compile_s > 0
+    yield target
+    target.stop()
+
+
+def test_requests_come_back_in_order(target, ask):
+    asked = [ask(target, range(1, n), max_tokens=5) for n in range(2, 6)]
+    for listener in asked:
+        assert listener.wait().finish_reason == "length"
+        kinds = [e.kind for e in listener.events]
+        assert kinds[0] == "scheduled" and kinds[-1] == "done" and set(kinds[1:-1]) == {"token"}
+        assert len(listener.token_ids) == 5
+
+
+def test_a_bad_request_is_refused_at_the_door(target, ask):
+    with pytest.raises(ValueError, match="at least one token"):
+        ask(target, [])
+
+
+def test_description_and_samples(target, ask):
+    ask(target, [1, 2, 3]).wait()
+    described = target.describe()
+    assert described["weights_dtype"] == described["cache_dtype"] == "float32"
+    assert described["max_num_seqs"] == 2 and described["cache_bytes"] > 0
+    stats = target.stats()
+    assert stats.steps > 0 and stats.host_s > 0
+    assert all(0 <= s.used_pages <= 1 and 0 <= s.running <= 2 for s in stats.samples)
