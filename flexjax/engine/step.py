@@ -34,18 +34,21 @@ class StepShape:
     num_seqs: int  # B
 
 
-def step_shapes(config: EngineConfig) -> list[StepShape]:
-    """Every shape the engine may run: decoding at doubling batch sizes, mixed steps at doubling rows.
+# On CPU, XLA computes a product in one of several ways by its number of rows, and they round differently.
+# From these many rows on there is one way alone, so that a row's result does not depend on the rest of the
+# batch (measured with jaxlib 0.11.2 on AVX-512/AMX; docs/decisions/0004). For bfloat16 it is also the fast way.
+_CPU_ROW_FLOOR = {"float32": 32, "bfloat16": 4, "float16": 4}
+# float32 leaves XLA's YNN products out: with them, 2-16 rows round differently from 64 and more.
+_CPU_OPTIONS = {"float32": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
-    Decoding starts at two rows: with one, XLA on CPU leaves its fast bfloat16 product for a loop that is
-    7 times slower, and elsewhere a second row is free.
-    """
-    top = config.max_num_seqs
-    shapes = [StepShape(True, n, n) for n in _doubling(min(2, top), top)]
-    shapes += [
-        StepShape(False, n, top)
-        for n in _doubling(min(32, config.max_num_batched_tokens), config.max_num_batched_tokens)
-    ]
+
+def step_shapes(config: EngineConfig) -> list[StepShape]:
+    """Every shape the engine may run: decoding at doubling batch sizes, mixed steps at doubling rows."""
+    floor = _CPU_ROW_FLOOR[config.dtype] if jax.default_backend() == "cpu" else 1
+    most_seqs = max(config.max_num_seqs, floor)
+    most_rows = max(config.max_num_batched_tokens, floor)
+    shapes = [StepShape(True, n, n) for n in _doubling(floor, most_seqs)]
+    shapes += [StepShape(False, n, most_seqs) for n in _doubling(min(32, most_rows), most_rows)]
     return shapes
 
 
@@ -155,9 +158,10 @@ class StepRunner:
     def compile(self) -> None:
         """Compiles every shape; XLA works outside the interpreter's lock, so two at a time."""
         start = time.perf_counter()
+        options = _CPU_OPTIONS.get(self.config.dtype) if jax.default_backend() == "cpu" else None
         lowered = [self._lower(shape) for shape in self.shapes]
         with ThreadPoolExecutor(2) as pool:
-            compiled = list(pool.map(lambda low: low.compile(), lowered))
+            compiled = list(pool.map(lambda low: low.compile(compiler_options=options), lowered))
         self._compiled = dict(zip(self.shapes, compiled, strict=True))
         for shape, step in self._compiled.items():
             memory = step.memory_analysis()

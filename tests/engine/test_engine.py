@@ -38,6 +38,9 @@ class Log:
     def tokens(self, request_id: str, index: int = 0) -> list[int]:
         return [t for e in self.events[request_id] if e.index == index for t in e.token_ids]
 
+    def logprobs(self, request_id: str) -> list[dict[int, float]]:
+        return [one for e in self.events[request_id] for one in e.logprobs]
+
     def reason(self, request_id: str):
         return self.events[request_id][-1].finish_reason
 
@@ -73,19 +76,21 @@ REQUESTS = st.lists(
 
 def params_of(max_tokens: int, temperature: float) -> SamplingParams:
     rules = dict(top_k=20, presence_penalty=0.5, repetition_penalty=1.1) if temperature else {}
-    return SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=11, **rules)
+    return SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=11, logprobs=3, **rules)
 
 
 @pytest.mark.parametrize("which", ["roomy", "cramped"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=REQUESTS)
-def test_same_tokens_alone_and_in_company(engine, cramped, which, sizes):
-    """Greedy and seeded sampling, whatever runs beside them and whoever is sent back on the way."""
+def test_same_bits_alone_and_in_company(engine, cramped, which, sizes):
+    """Tokens and log-probabilities, greedy and seeded, whatever runs beside them and whoever is sent back."""
     alone, together = engine, engine if which == "roomy" else cramped
     requests = {f"r{i}": (prompt(seed, n), params_of(out, temp)) for i, (seed, n, out, temp) in enumerate(sizes)}
     log = run(together, requests)
     for name, one in requests.items():
-        assert log.tokens(name) == run(alone, {name: one}).tokens(name)
+        expected = run(alone, {name: one})
+        assert log.tokens(name) == expected.tokens(name)
+        assert log.logprobs(name) == expected.logprobs(name)
         assert log.reason(name) == "length"
 
 
@@ -106,12 +111,10 @@ def test_events_come_in_order_and_once(engine):
 
 
 def test_greedy_follows_the_models_own_argmax(engine, tiny_model):
-    tokens = list(prompt(3, 10))
-    log = run(engine, {"a": (tuple(tokens), greedy(30))})
-    for _ in range(30):
-        hidden, _ = tiny_model.dense(np.asarray([tokens], np.int32))
-        tokens.append(int(np.argmax(tiny_model.logits(hidden)[0, -1])))
-    assert log.tokens("a") == tokens[10:]
+    tokens = prompt(3, 10)
+    made = run(engine, {"a": (tokens, greedy(30))}).tokens("a")
+    hidden, _ = tiny_model.dense(np.asarray([[*tokens, *made]], np.int32))
+    assert np.argmax(tiny_model.logits(hidden)[0, 9:-1], axis=-1).tolist() == made
 
 
 def test_end_of_text_ends_it_even_in_the_middle_of_a_dispatch(engine):
@@ -140,7 +143,7 @@ def test_several_continuations_differ_and_repeat(engine):
 def test_logprobs_belong_to_the_tokens(engine, tiny_model):
     tokens = prompt(6, 8)
     log = run(engine, {"a": (tokens, greedy(6, logprobs=4)), "b": (prompt(7, 8), greedy(6))})
-    got = [one for e in log.events["a"] for one in e.logprobs]
+    got = log.logprobs("a")
     hidden, _ = tiny_model.dense(np.asarray([[*tokens, *log.tokens("a")]], np.int32))
     expected = np.asarray(jax.nn.log_softmax(tiny_model.logits(hidden)[0]))
     assert len(got) == 6
@@ -148,7 +151,7 @@ def test_logprobs_belong_to_the_tokens(engine, tiny_model):
         row = expected[len(tokens) - 1 + i]
         assert next(iter(one)) == log.tokens("a")[i] and len(one) == 4  # Greedy: the chosen one is among the top 4.
         np.testing.assert_allclose(list(one.values()), row[list(one)], atol=2e-5)
-    assert all(not e.logprobs for e in log.events["b"])
+    assert not log.logprobs("b")
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 5])
