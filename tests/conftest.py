@@ -8,6 +8,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["flexjax", "models"], "shapes.check")  # Before anything of the product is imported.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

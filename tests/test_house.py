@@ -115,7 +115,7 @@ def test_tests_mirror_the_tree():
     homeless = []
     for path in (ROOT / "tests").rglob("test_*.py"):
         place = path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_"))
-        sources = [ROOT / "flexjax" / place, ROOT / place]
+        sources = [ROOT / "flexjax" / place, ROOT / place, ROOT / "tests" / place]
         if path != Path(__file__).resolve() and not any(s.is_file() or s.with_suffix("").is_dir() for s in sources):
             homeless.append(str(path.relative_to(ROOT)))
     assert not homeless, f"no module of the same name and place: {homeless}"
