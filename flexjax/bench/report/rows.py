@@ -1,0 +1,90 @@
+"""A benchmark's result as record rows: one row for each run of each side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flexjax.bench import cost
+from flexjax.bench.report import table
+from flexjax.bench.result import BenchResult, SideRun
+from flexjax.hardware import chips
+from flexjax.records import Record, environment, to_json
+from flexjax.records.schema import Value
+
+VERSION = "1"  # Of what the columns mean; raised when one changes its meaning.
+
+
+def records_of(result: BenchResult, columns: Mapping[str, Value] | None = None) -> tuple[Record, ...]:
+    """One record a run. `columns` describes the machine; by default it is asked now."""
+    machine = environment.collect() if columns is None else columns
+    running = chips.detect()
+    return tuple(Record.of({**machine, **_columns(result, run, running)}) for run in result.runs)
+
+
+def _columns(result: BenchResult, run: SideRun, running: chips.Running) -> dict[str, Any]:
+    remote = table.is_remote(run)
+    return {
+        "datetime": run.started_at,
+        "benchmark.name": "flexjax-bench",
+        "benchmark.version": VERSION,
+        "benchmark.round": run.round,
+        "benchmark.valid": run.verdict.valid,
+        "benchmark.invalid_reasons": "; ".join(run.verdict.reasons),
+        "benchmark.loadgen_verdict": run.loadgen.get("result_validity", "not driven by LoadGen"),
+        "benchmark.loadgen_json": to_json(run.loadgen),
+        "benchmark.config_json": to_json(result.config),
+        "benchmark.notes": "; ".join(result.notes),
+        "submission.scenario": run.scenario,
+        "submission.division": "open",
+        "metrics.kind": "measured",
+        **run.metrics.to_columns(),
+        "metrics.load_s": run.startup.load_s,
+        "metrics.compile_s": run.startup.compile_s,
+        "metrics.peak_memory_bytes": None if remote else run.peak_memory_bytes,
+        # The pair that Open MLPerf compares systems by.
+        "metrics.result": run.metrics.output_tokens_per_s,
+        "metrics.units": "Tokens/s",
+        **{f"quality.{q.measure}": q.value for q in result.quality if q.side == run.side},
+        **_energy(run),
+        **_cost(run, running),
+        **_model(result.config, run),
+        "technique.name": run.side,
+        "technique.compared_with": next((side for side in result.sides if side != run.side), None),
+        "technique.described_json": to_json(run.described),
+    }
+
+
+def _energy(run: SideRun) -> dict[str, Any]:
+    if run.energy is None or table.is_remote(run):
+        return {}
+    return {
+        "energy.total_j": run.energy.joules,
+        "energy.total_j_kind": run.energy.kind,
+        "energy.per_output_token_j": table.joules_per_token(run),
+        "energy.per_output_token_j_kind": run.energy.kind,
+        "energy.meter": run.energy.meter,
+    }
+
+
+def _cost(run: SideRun, running: chips.Running) -> dict[str, Any]:
+    found = cost.of_run(running, run.metrics.duration_s, run.metrics.output_tokens)
+    if found is None or table.is_remote(run):
+        return {}
+    return {
+        "cost.usd_per_hour": found.usd_per_hour,
+        "cost.usd_per_hour_kind": found.kind,
+        "cost.usd_per_million_output_tokens": found.usd_per_million_output_tokens,
+        "cost.usd_per_million_output_tokens_kind": found.kind,
+        "cost.basis": found.basis,
+    }
+
+
+def _model(config: Mapping[str, Any], run: SideRun) -> dict[str, Any]:
+    """The model's name (of its folder: a path tells of the machine) and the dtype really allocated."""
+    model = config.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else model
+    return {
+        "model.name": Path(str(path)).name if path else run.described.get("served_model"),
+        "model.weight_data_types": run.described.get("weights_dtype"),
+        "model.cache_data_types": run.described.get("cache_dtype"),
+    }
