@@ -19,12 +19,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # One folder a worker: JAX does not write cache entries atomically, and a half-written one warns.
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    folder = config.rootpath / ".pytest_cache" / "jax" / worker
+    folder = config.rootpath / ".pytest_cache" / "jax"
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # With a limit JAX also locks the folder, which several workers share.
+    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
@@ -87,8 +86,8 @@ class LLM:
             if open_ends:
                 self.engine.cancel(request.id)
 
-    def score(self, prompts: Prompt | Sequence[Prompt], *, rows_per_step: int = 256) -> list[Float[np.ndarray, "T V"]]:
-        """Float32 logits of every position; row t predicts token t + 1.
+    def score(self, prompts: Prompt | Sequence[Prompt], *, rows_per_step: int = 256) -> list[np.ndarray]:
+        """Float32 logits [T, V] of every position; row t predicts token t + 1.
 
         `rows_per_step=1` feeds token by token, as decoding does.
         """

@@ -25,8 +25,8 @@ class Scorer:
         self._page_table = jnp.arange(1, num_pages + 1, dtype=jnp.int32)[None]
         self._cache = causal_lm.zeros(model.cache_spec(num_pages + 1, page_size, 1, cache_dtype))
 
-    def __call__(self, tokens) -> Float[np.ndarray, "T V"]:
-        """Float32 logits; row t predicts token t + 1. What an earlier text left in the cache is never read."""
+    def __call__(self, tokens) -> np.ndarray:
+        """Float32 logits [T, V]; row t predicts token t + 1. What an earlier text left in the cache is never read."""
         logits = []
         for start in range(0, len(tokens), self.rows_per_step):
             chunk = np.asarray(tokens[start : start + self.rows_per_step], np.int32)
