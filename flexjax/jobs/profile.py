@@ -1,0 +1,120 @@
+"""Where a decoding step's time goes: the device alone against the whole engine, in alternating rounds."""
+
+import csv
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.engine.scheduler import Chunk, Plan
+from flexjax.engine.sequence import Sequence, Status
+from flexjax.engine.text import TextStream
+from flexjax.hardware import compile_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: str = "models/weights/pydoc-7m"
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    prompt_tokens: int = 64
+    output_tokens: int = 128
+    rounds: int = 7  # Of each side, A B A B …
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Milliseconds a decoding step at full batch."""
+
+    device_ms: float  # The compiled step dispatched back to back, nothing else between.
+    engine_ms: float  # Between dispatches of the running engine.
+    busy_host_ms: float  # Scheduling, packing, handing over: most of it while the device works.
+
+    @property
+    def overhead(self) -> float:
+        """Share of an engine step in which the device does not work on it."""
+        return 1 - self.device_ms / self.engine_ms
+
+
+def run(config: Config, workdir: Path) -> int:
+    compile_cache.enable()
+    engine = Engine.load(config.model, config.engine)
+    rng = np.random.default_rng(0)
+    size = config.engine.max_num_seqs
+    prompts = rng.integers(1, engine.runner.vocab_size, (size, config.prompt_tokens))
+    prompts = [tuple(row) for row in prompts.tolist()]
+    rounds = []
+    for i in track(range(config.rounds + 1), "Alternating device and engine"):
+        device_ms = _device_round(engine, prompts, config)
+        one = Round(device_ms, *_engine_round(engine, prompts, config))
+        if i:  # The first warms up.
+            rounds.append(one)
+    _write(rounds, workdir / "profile.csv")
+    _print(rounds, config)
+    return 0
+
+
+def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config) -> tuple[float, float]:
+    params = SamplingParams(temperature=0, max_tokens=config.output_tokens, ignore_eos=True)
+    engine.stats.reset()
+    for i, prompt in enumerate(prompts):
+        engine.submit(Request(f"profile-{i}", prompt, params))
+    while engine.step():
+        pass
+    samples = engine.stats.samples
+    full = [s.running == len(prompts) and s.prefill_rows == 0 for s in samples]
+    # From one full decoding dispatch to the next: the steps of the first lie between.
+    spans = [
+        (b.time - a.time) / a.num_steps
+        for a, b, x, y in zip(samples, samples[1:], full, full[1:], strict=False)
+        if x and y
+    ]
+    steps = sum(s.num_steps for s in samples)
+    return 1e3 * statistics.median(spans), 1e3 * engine.stats.host_seconds / steps
+
+
+def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config, dispatches: int = 25) -> float:
+    """The same dispatches as the engine's in the middle of its round, without an engine around them."""
+    num_steps = config.engine.decode_steps
+    start = config.prompt_tokens + config.output_tokens // 2
+    params = SamplingParams(temperature=0, max_tokens=config.output_tokens)
+    chunks, pages = [], iter(range(1, engine.pool.capacity + 1))
+    for slot, prompt in enumerate(prompts):
+        sequence = Sequence(Request("", prompt, params), 0, 0, 0, 1, frozenset(), TextStream(None), list(prompt))
+        sequence.slot, sequence.status = slot, Status.RUNNING
+        sequence.pages = [next(pages) for _ in range(engine.pool.pages_for(start + num_steps))]
+        chunks.append(Chunk(sequence, start, 1, num_steps))
+    plan = Plan(tuple(chunks), len(chunks), num_steps)
+    engine.runner.run(plan).tokens.block_until_ready()
+    began = time.perf_counter()
+    for _ in range(dispatches):
+        sampled = engine.runner.run(plan)
+    sampled.tokens.block_until_ready()
+    return 1e3 * (time.perf_counter() - began) / (dispatches * num_steps)
+
+
+def _write(rounds: list[Round], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["device_ms", "engine_ms", "busy_host_ms", "overhead"])
+        writer.writerows([r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead] for r in rounds)
+
+
+def _print(rounds: list[Round], config: Config) -> None:
+    table = Table(title=f"Decoding {config.engine.max_num_seqs} sequences, {config.engine.dtype} (measured)")
+    for name in ("a step", "median", "min", "max"):
+        table.add_column(name, justify="left" if name == "a step" else "right")
+    rows = {
+        "device alone, ms": [r.device_ms for r in rounds],
+        "engine, ms": [r.engine_ms for r in rounds],
+        "host busy, ms (overlapped)": [r.busy_host_ms for r in rounds],
+        "host time outside the device, %": [100 * r.overhead for r in rounds],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(f"{f(values):.2f}" for f in (statistics.median, min, max)))
+    Console().print(table)
