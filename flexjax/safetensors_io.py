@@ -63,6 +63,8 @@ class SafetensorsFile:
                 header: dict[str, Any] = json.loads(file.read(length))
             except ValueError as error:
                 raise ValueError(f"The header of {self.path} is not valid JSON: {error}.") from error
+            if not isinstance(header, dict):
+                raise ValueError(f"The header of {self.path} must be a JSON object; it is {str(header)[:80]}.")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header.pop("__metadata__", None)
         self.entries = {name: self._entry(name, fields, 8 + length) for name, fields in header.items()}
@@ -74,6 +76,9 @@ class SafetensorsFile:
             )
 
     def _entry(self, name: str, fields: dict[str, Any], start: int) -> TensorEntry:
+        for field in ("dtype", "shape", "data_offsets"):
+            if field not in fields:
+                raise ValueError(f"Tensor {name!r} of {self.path} lacks {field!r} in the header. The file is corrupt.")
         if fields["dtype"] not in DTYPES:
             raise ValueError(
                 f"Tensor {name!r} of {self.path} has dtype {fields['dtype']}; read are {', '.join(DTYPES)}."
