@@ -118,7 +118,7 @@ def sample(
     logits = _when(jnp.any(lengths < controls.min_length), _hold_back_stops, logits, controls, lengths)
     random = controls.temperature > 0
     logits = _when(jnp.any(random), _draw, logits, controls, lengths)
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = _argmax(logits)
 
     def most_likely(raw, tokens):
         logprobs = jax.nn.log_softmax(raw, axis=-1)
@@ -136,6 +136,13 @@ def sample(
 
     ids, logprobs = jax.lax.cond(jnp.any(controls.wants_logprobs), most_likely, nothing, raw, tokens)
     return Sampled(tokens, ids, logprobs)
+
+
+def _argmax(logits):
+    """The first largest. Two plain reductions: XLA's CPU backend takes 5 times as long for jnp.argmax."""
+    ids = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
+    largest = jnp.broadcast_to(jnp.max(logits, axis=-1, keepdims=True), logits.shape)
+    return jnp.min(jnp.where(logits == largest, ids, logits.shape[-1] - 1), axis=-1)
 
 
 def _when(condition, stage, logits, *operands):
