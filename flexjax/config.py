@@ -71,7 +71,7 @@ def check_path(cls: type, dotted: str, path: str = "config") -> None:
     fields = _fields(cls)
     if name not in fields:
         raise ValueError(_unknown(path, name, fields))
-    if rest:
+    if rest and not _is_dict(fields[name].hint):
         section = _section(fields[name].hint)
         if section is None:
             raise ValueError(f"{path}.{name} is one value ({_name(fields[name].hint)}); it has no field {rest!r}.")
@@ -134,9 +134,25 @@ def _complete(cls: type, values: Any, path: str, overrides: Sequence[str]) -> Co
             filled[name] = config_dict.required_placeholder(_flag_type(field.hint))
         else:
             filled[name] = config_dict.placeholder(_flag_type(field.hint))
-            if value is not None:
+            if _is_dict(field.hint):
+                filled[name] = ConfigDict(_convert(field.hint, value, f"config.{here}"))
+                _open_keys(filled[name], [o.removeprefix(f"{here}.") for o in overrides if o.startswith(f"{here}.")])
+            elif value is not None:
                 filled[name] = _plain(_convert(field.hint, value, f"config.{here}"))
     return filled
+
+
+def _open_keys(values: Any, overrides: Iterable[str]) -> None:
+    """Gives `values` every key that an override is about to set: the keys of a dict are its own affair."""
+    for override in overrides:
+        *sections, last = override.split(".")
+        holder: Any = values
+        for name in sections:
+            if not isinstance(holder.get(name), ConfigDict):
+                holder[name] = ConfigDict()
+            holder = holder[name]
+        if last not in holder:
+            holder[last] = config_dict.placeholder(object)
 
 
 def _flag_type(hint: Any) -> type:
@@ -229,6 +245,10 @@ def _section(hint: Any) -> type | None:
     """The dataclass that a field holds, optional or not."""
     inner = _without_none(hint)
     return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
+
+
+def _is_dict(hint: Any) -> bool:
+    return (typing.get_origin(hint) or hint) is dict
 
 
 def _name(hint: Any) -> str:

@@ -140,7 +140,16 @@ def test_complete_refuses_what_the_dataclass_lacks():
         complete(Config, {}, overrides=["engin.max_num_seqs"])
 
 
+def test_fields_of_a_dict_are_its_own_and_can_be_overridden():
+    filled = complete(Config, dict(model="m", limits=dict(ttft=1.0)), overrides=["limits.ttft", "limits.tpot"])
+    filled.lock()
+    filled.limits.ttft = 2.0
+    filled.limits.tpot = 3
+    assert from_config_dict(Config, filled).limits == {"ttft": 2.0, "tpot": 3.0}
+
+
 def test_check_path():
+    check_path(Config, "limits.anything")
     check_path(Config, "engine.draft.model")
     with pytest.raises(ValueError, match=r"config.engine.draft has no field 'modle'; nearest: model"):
         check_path(Config, "engine.draft.modle")
