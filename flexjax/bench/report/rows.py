@@ -79,12 +79,17 @@ def _cost(run: SideRun, running: chips.Running) -> dict[str, Any]:
     }
 
 
-def _model(config: Mapping[str, Any], run: SideRun) -> dict[str, Any]:
-    """The model's name (of its folder: a path tells of the machine) and the dtype really allocated."""
+def model_name(config: Mapping[str, Any]) -> str:
+    """The name of the model's folder, not its path, which tells of the machine; empty where none is set."""
     model = config.get("model")
     path = model.get("path") if isinstance(model, Mapping) else model
+    return Path(str(path)).name if path else ""
+
+
+def _model(config: Mapping[str, Any], run: SideRun) -> dict[str, Any]:
+    """What was served, and in which dtype it was really allocated."""
     return {
-        "model.name": Path(str(path)).name if path else run.described.get("served_model"),
+        "model.name": run.described.get("served_model") or model_name(config),
         "model.weight_data_types": run.described.get("weights_dtype"),
         "model.cache_data_types": run.described.get("cache_dtype"),
     }

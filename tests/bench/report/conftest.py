@@ -91,16 +91,22 @@ def result() -> BenchResult:
 
 
 @pytest.fixture(scope="session")
-def invalid(result) -> BenchResult:
-    """The same with one run that does not count."""
-    reason = "3 of 80 requests failed; the first: r7 (12 in, 0 of 20 out, <out of pages>)"
-    first = dataclasses.replace(result.runs[0], verdict=Verdict(False, (reason,)))
-    reasons = (f"stock, {first.scenario}, round 0: {reason}",)
-    return dataclasses.replace(result, runs=(first, *result.runs[1:]), valid=False, reasons=reasons)
+def small() -> BenchResult:
+    """One scenario, two rounds."""
+    return make(("Server",))
 
 
 @pytest.fixture(scope="session")
-def remote(result) -> BenchResult:
+def invalid(small) -> BenchResult:
+    """The same with one run that does not count."""
+    reason = "3 of 80 requests failed; the first: r7 (12 in, 0 of 20 out, <out of pages>)"
+    first = dataclasses.replace(small.runs[0], verdict=Verdict(False, (reason,)))
+    reasons = (f"stock, {first.scenario}, round 0: {reason}",)
+    return dataclasses.replace(small, runs=(first, *small.runs[1:]), valid=False, reasons=reasons)
+
+
+@pytest.fixture(scope="session")
+def remote(small) -> BenchResult:
     """Side B is a server behind a URL that tells nothing of its inside."""
 
     def change(run: SideRun) -> SideRun:
@@ -111,5 +117,5 @@ def remote(result) -> BenchResult:
         metrics = summarise(timelines, (), None)
         return dataclasses.replace(run, timelines=timelines, samples=(), metrics=metrics, described=described)
 
-    runs = [change(run) for run in result.runs if run.scenario == "Server"]
-    return dataclasses.replace(result, runs=tuple(runs), comparisons=ab.compare(runs, result.sides), quality=())
+    runs = [change(run) for run in small.runs]
+    return dataclasses.replace(small, runs=tuple(runs), comparisons=ab.compare(runs, small.sides), quality=())

@@ -1,0 +1,142 @@
+"""The report of a benchmark: one HTML file that needs nothing else, and its pictures as PNG."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from flexjax.bench import cost
+from flexjax.bench.report import plots, table
+from flexjax.bench.report.rows import model_name
+from flexjax.bench.result import BenchResult, SideRun
+from flexjax.hardware import chips
+from flexjax.records import environment
+from flexjax.records.schema import Value
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+
+# File name → heading and caption, in the order of the page.
+_PICTURES = {
+    "ratios": (
+        "How many times better",
+        "Dots are medians over rounds, bars reach from the worst to the best round. Logarithmic axis.",
+    ),
+    "latency": (
+        "Latency distributions",
+        "Share of requests that were answered within a time, all rounds together, from the scheduled arrival. "
+        "Logarithmic axis: further left is faster.",
+    ),
+    "timeline": (
+        "Timeline of the batch",
+        "Above, each request's life in a window of the first round; requests that wait are grey. Below, the whole "
+        "round: sequences in the batch and requests waiting, the window shaded.",
+    ),
+    "cache": ("Cache in use", "Share of the key/value cache that holds live tokens, over the first round."),
+}
+
+_TILES = (
+    "output_tokens_per_s",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "tpot_p99_ms",
+    "energy_per_token",
+    "cost_per_million_tokens",
+)
+
+
+def write_report(workdir: Path, result: BenchResult, columns: Mapping[str, Value] | None = None) -> Path:
+    """Writes `report.html` and the pictures as PNG into `workdir`; returns the report's path.
+
+    `columns` describes the machine (`records.environment.collect()`); by default it is asked now.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    machine = environment.collect() if columns is None else columns
+    rows = table.rows(result, chips.detect())
+    figures = plots.figures(result, rows)
+    for name, figure in figures.items():
+        (workdir / f"{name}.png").write_bytes(plots.png(figure))
+    svgs = {name: plots.svg(figure) for name, figure in figures.items()}
+    path = workdir / "report.html"
+    path.write_text(render(result, rows, svgs, machine), encoding="utf-8")
+    return path
+
+
+def render(
+    result: BenchResult, rows: Sequence[table.Row], svgs: Mapping[str, str], machine: Mapping[str, Value]
+) -> str:
+    """The page as one string; everything but the pictures is escaped."""
+    templates = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"figure": table.figure, "times": table.times, "spread": table.spread}
+    return templates.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        side_a=result.sides[0],
+        side_b=result.sides[1],
+        colours=plots.SIDE_COLOURS,
+        model=model_name(result.config),
+        device=_device(machine),
+        scenarios=list(dict.fromkeys(run.scenario for run in result.runs)),
+        rounds=len({run.round for run in result.runs}),
+        date=min((run.started_at for run in result.runs), default="")[:16].replace("T", " "),
+        valid=result.valid,
+        reasons=result.reasons,
+        notes=result.notes,
+        tiles=_tiles(rows),
+        sections=[(name, list(found)) for name, found in itertools.groupby(rows, lambda row: row.section)],
+        pictures=[(name, *text) for name, text in _PICTURES.items() if name in svgs],
+        svgs=svgs,
+        runs=sorted(result.runs, key=lambda run: (run.scenario, run.round)),
+        described=list(_described(result)),
+        energy="; ".join(dict.fromkeys(_energy(run) for run in result.runs if run.energy and not table.is_remote(run))),
+        cost=_cost(result),
+        environment=[(_words(name), value) for name, value in machine.items() if _shown(name, value)],
+        xla_flags=machine.get("software.xla_flags"),
+        config=json.dumps(result.config, indent=1, default=str),
+    )
+
+
+def _tiles(rows: Sequence[table.Row]) -> list[table.Row]:
+    """The deciding measures of the scenario that decides: Server, else the last that ran."""
+    sections = list(dict.fromkeys(row.section for row in rows if row.measure == "output_tokens_per_s"))
+    if not sections:
+        return []
+    chosen = "Server" if "Server" in sections else sections[-1]
+    found = {row.measure: row for row in rows if row.section == chosen and row.ratio is not None}
+    return [found[measure] for measure in _TILES if measure in found]
+
+
+def _described(result: BenchResult) -> Iterator[tuple[str, Any, Any]]:
+    """What each side says of itself, line by line."""
+    said = {run.side: run.described for run in result.runs}
+    a, b = (said.get(side, {}) for side in result.sides)
+    for name in dict.fromkeys([*a, *b]):
+        yield _words(name), a.get(name, "–"), b.get(name, "–")
+
+
+def _energy(run: SideRun) -> str:
+    assert run.energy is not None
+    return f"{run.side} {run.energy.kind} ({run.energy.meter})"
+
+
+def _cost(result: BenchResult) -> str:
+    """What the prices rest on."""
+    found = cost.of_run(chips.detect(), 1.0, 1)
+    local = any(not table.is_remote(run) for run in result.runs)
+    return f"{found.kind} from {found.basis}" if found and local else ""
+
+
+def _device(machine: Mapping[str, Value]) -> str:
+    if machine.get("system.platform") == "cpu":
+        return f"{machine.get('system.chip_units')} cores, {machine.get('system.cpu.model')}"
+    return f"{machine.get('system.chip_units')} × {machine.get('system.accelerator.name')}"
+
+
+def _shown(name: str, value: Value) -> bool:
+    return value not in (None, "") and name.split(".")[0] in ("software", "system") and name != "software.xla_flags"
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("software.").removeprefix("system.").replace(".", " ").replace("_", " ")

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from flexjax import records
+from flexjax.bench.report import records_of
+from flexjax.bench.report.rows import model_name
+from flexjax.records import environment
+
+
+@pytest.fixture(scope="module")
+def rows(result):
+    return records_of(result, environment.collect())
+
+
+def test_a_row_a_run_with_its_own_figures(rows, result):
+    assert len(rows) == len(result.runs)
+    for row, run in zip(rows, result.runs, strict=True):
+        columns = row.columns
+        assert (columns["technique.name"], columns["submission.scenario"]) == (run.side, run.scenario)
+        assert columns["metrics.ttft_p99_ms"] == run.metrics.ttft_ms.p99
+        assert columns["metrics.result"] == run.metrics.output_tokens_per_s
+        assert columns["energy.total_j"] == run.energy.joules and columns["energy.total_j_kind"] == "estimated"
+        assert columns["benchmark.loadgen_verdict"] == "VALID"
+
+
+def test_quality_goes_to_its_side(rows):
+    by_side = {row.columns["technique.name"]: row.columns for row in rows}
+    assert by_side["stock"]["quality.bits_per_byte"] == 1.301 and "quality.rouge_l" not in by_side["stock"]
+    assert by_side["optimised"]["quality.rouge_l"] == 98.7
+
+
+def test_the_whole_config_is_kept_and_the_model_named_without_its_path(rows, result):
+    columns = rows[0].columns
+    assert json.loads(columns["benchmark.config_json"]) == dict(result.config)
+    assert columns["model.name"] == "tiny"
+    assert model_name({}) == "" and model_name({"model": "a/b"}) == "b"
+
+
+def test_rows_survive_the_store(rows, tmp_path):
+    path = tmp_path / "results.parquet"
+    records.append(path, rows)
+    found = records.query(
+        path,
+        'SELECT "technique.name" side, median("metrics.output_tokens_per_s") rate FROM results '
+        "WHERE \"submission.scenario\" = 'Server' GROUP BY side ORDER BY side",
+    )
+    assert [row["side"] for row in found] == ["optimised", "stock"]
+    assert all(row["rate"] > 0 for row in found)
+
+
+def test_an_invalid_run_says_why(invalid):
+    columns = records_of(invalid, environment.collect())[0].columns
+    assert columns["benchmark.valid"] is False and "3 of 80 requests failed" in columns["benchmark.invalid_reasons"]
+
+
+def test_a_server_elsewhere_has_no_energy_cost_or_memory_of_ours(remote):
+    columns = next(r.columns for r in records_of(remote) if r.columns["technique.name"] == "optimised")
+    assert not [name for name in columns if name.startswith(("energy.", "cost."))]
+    assert columns["metrics.peak_memory_bytes"] is None
