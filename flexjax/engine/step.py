@@ -36,7 +36,7 @@ class StepShape:
 
 # On CPU, XLA computes a product in one of several ways by its number of rows, and they round differently.
 # From these many rows on there is one way alone, so that a row's result does not depend on the rest of the
-# batch (measured with jaxlib 0.11.2 on AVX-512/AMX; docs/decisions/0004). For bfloat16 it is also the fast way.
+# batch (measured with jaxlib 0.11.2 on AVX-512/AMX; docs/decisions/0005). For bfloat16 it is also the fast way.
 _CPU_ROW_FLOOR = {"float32": 32, "bfloat16": 4, "float16": 4}
 # float32 leaves XLA's YNN products out: with them, 2-16 rows round differently from 64 and more.
 _CPU_OPTIONS = {"float32": {"xla_cpu_experimental_ynn_fusion_type": ""}}
