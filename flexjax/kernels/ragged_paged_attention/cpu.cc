@@ -12,6 +12,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -24,6 +28,7 @@ namespace {
 constexpr int kTile = 32;         // tokens whose scores are held at once
 constexpr int kSpan = 512;        // tokens of one online softmax; spans are merged in order
 constexpr int kMaxQueries = 32;   // query vectors (rows * G) that share a tile
+constexpr int kFewQueries = 4;    // up to so many read the tokens in place
 constexpr float kNoScore = -1e30f;
 constexpr float kLog2E = 1.44269504f;
 
@@ -65,11 +70,14 @@ struct Task {  // Attention of some heads of consecutive rows of one sequence to
                             // `parts`; else -1.
 };
 
-int64_t PaddedH(const Problem& p) { return (p.H + 15) / 16 * 16; }
+int64_t PaddedH(const Problem& p) { return (p.H + 31) / 32 * 32; }
+
+// Floats of an unfinished softmax: values, sixteen partial totals, and the highest score.
+int64_t SoftmaxFloats(const Problem& p, int64_t queries) { return queries * (PaddedH(p) + 17); }
 
 int64_t ScratchFloats(const Problem& p, const Task& t) {
   const int64_t queries = t.rows * (p.N / p.K), all = queries * t.heads;
-  return all * (3 * PaddedH(p) + 4) + queries * kTile + kTile * 2 * PaddedH(p) + 5 * 16;
+  return all * PaddedH(p) + 2 * SoftmaxFloats(p, all) + queries * kTile + kTile * 2 * PaddedH(p) + 5 * 16;
 }
 
 bool SameRows(const Task& a, const Task& b) { return a.row == b.row && a.head == b.head; }
@@ -91,7 +99,9 @@ struct Body {
 #define FLEXJAX_STRING(x) #x
 
 namespace baseline {
+typedef float Four __attribute__((vector_size(16)));
 constexpr int W = 4;
+INLINE bool AnyAbove(Four a, Four b) { return a[0] > b[0] || a[1] > b[1] || a[2] > b[2] || a[3] > b[3]; }
 #include "cpu_attend.inc"
 }  // namespace baseline
 
@@ -99,6 +109,7 @@ constexpr int W = 4;
 FLEXJAX_TARGET_BEGIN("avx2,fma")
 namespace avx2 {
 constexpr int W = 8;
+INLINE bool AnyAbove(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 #include "cpu_attend.inc"
 }  // namespace avx2
 FLEXJAX_TARGET_END
@@ -106,6 +117,7 @@ FLEXJAX_TARGET_END
 FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
 namespace avx512 {
 constexpr int W = 16;
+INLINE bool AnyAbove(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 #include "cpu_attend.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END
@@ -116,11 +128,11 @@ Body Pick(int64_t isa) {
 #if defined(__x86_64__)
   if (isa >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-    return {avx512::Attend<Q, Page>, avx512::Join<Q>};
+    return {avx512::Attend<Q, Page>, avx512::Join<Q, Page>};
   if (isa >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {avx2::Attend<Q, Page>, avx2::Join<Q>};
+    return {avx2::Attend<Q, Page>, avx2::Join<Q, Page>};
 #endif
-  return {baseline::Attend<Q, Page>, baseline::Join<Q>};
+  return {baseline::Attend<Q, Page>, baseline::Join<Q, Page>};
 }
 
 // Costs are counted in products: rows * query heads * positions * head dim.
@@ -202,7 +214,7 @@ int64_t PlanTasks(const Problem& p, const std::vector<Rows>& blocks, double targ
         tasks.push_back(task);
         continue;
       }
-      for (task.end = begin; task.end < end; floats += queries * (PaddedH(p) + 2)) {
+      for (task.end = begin; task.end < end; floats += SoftmaxFloats(p, queries)) {
         task.begin = task.end;
         task.end = std::min((task.begin / kSpan + 1) * kSpan, end);
         task.part = floats;

@@ -1,0 +1,218 @@
+"""Every body of ragged paged attention against the formula, on all shapes of arg_specs.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax import kernels
+from flexjax.kernels.ragged_paged_attention import cpu, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, ArgSpec
+
+BODIES = [
+    "base",
+    "xla",
+    pytest.param("cpu", marks=pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")),
+]
+
+
+@functools.cache
+def jitted(body: str, **options):
+    """The op under jit; asserts that `body` is what was traced."""
+
+    def traced(*arguments):
+        kernels.forget()
+        result = ragged_paged_attention(*arguments, body=body, **options)
+        assert [choice.body for choice in kernels.bodies_used()["ragged_paged_attention"]] == [body]
+        return result
+
+    return jax.jit(traced)
+
+
+def call(spec: ArgSpec, body: str, arguments=None, **overrides):
+    return jitted(body, **{**spec.options, **overrides})(*(spec.arguments() if arguments is None else arguments))
+
+
+def formula(spec: ArgSpec, arguments):
+    """Row by row in float64: the outputs, and the pages as they must be, to the bit."""
+    q, k, v, pages, starts, lengths, table = (np.asarray(x) for x in arguments)
+    pages = pages.copy()
+    out = np.zeros(q.shape)
+    G = spec.N // spec.K
+    for b, length in enumerate(lengths):
+        rows = range(starts[b], starts[b + 1])
+        for row in rows:
+            p = length - starts[b + 1] + row
+            pages[table[b, p // spec.page_size], p % spec.page_size] = np.stack([k[row], v[row]], 1)
+        for row in rows:
+            p = length - starts[b + 1] + row
+            first = 0 if spec.window is None else max(p - spec.window + 1, 0)
+            seen = np.array([pages[table[b, s // spec.page_size], s % spec.page_size] for s in range(first, p + 1)])
+            for n in range(spec.N):
+                keys, values = seen[:, n // G, 0].astype(float), seen[:, n // G, 1].astype(float)
+                score = keys @ q[row, n].astype(float) * spec.H**-0.5
+                if spec.softcap is not None:
+                    score = spec.softcap * np.tanh(score / spec.softcap)
+                weight = np.exp(score - score.max())
+                out[row, n] = weight @ values / weight.sum()
+    return out, pages
+
+
+@functools.cache
+def expected(name: str):
+    return formula(ARG_SPECS[name], ARG_SPECS[name].arguments())
+
+
+def bits(x) -> np.ndarray:
+    return np.asarray(x).view({2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
+
+
+def check(spec: ArgSpec, result, want) -> None:
+    out, pages = result
+    assert out.dtype == spec.dtype
+    # float32: sums of up to 2048 products of unit normals. bfloat16: half a unit of its 8 bits.
+    tolerance = dict(atol=5e-6, rtol=1e-5) if spec.dtype == "float32" else dict(atol=1e-4, rtol=2**-8)
+    np.testing.assert_allclose(np.asarray(out, np.float64), want[0], **tolerance)
+    np.testing.assert_array_equal(bits(pages), bits(want[1]))
+    assert not np.any(np.asarray(out)[len(out) - spec.padding_rows :])
+
+
+@pytest.mark.parametrize("name", ARG_SPECS)
+@pytest.mark.parametrize("body", BODIES)
+def test_equals_formula(body: str, name: str):
+    check(ARG_SPECS[name], call(ARG_SPECS[name], body), expected(name))
+
+
+@pytest.mark.parametrize("name", ARG_SPECS)
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
+def test_every_instruction_set_equals_formula(instruction_set: str, name: str):
+    spec = ARG_SPECS[name]
+    body = functools.partial(cpu.ragged_paged_attention, instruction_set=instruction_set, **spec.options)
+    check(spec, jax.jit(body)(*spec.arguments()), expected(name))
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_rows_that_nobody_sees_may_be_nan(body: str):
+    spec = ARG_SPECS["shipped_mixed"]
+    q, k, v, pages, starts, lengths, table = spec.arguments()
+    seen = np.zeros(pages.shape[:2], bool)
+    for b, (_, total) in enumerate(spec.sequences):
+        for s in range(total):
+            seen[table[b, s // spec.page_size], s % spec.page_size] = True
+    spoiled = jnp.where(seen[:, :, None, None, None], pages, jnp.asarray(jnp.nan, pages.dtype))
+    padding = jnp.arange(len(q)) >= starts[-1]
+    q = jnp.where(padding[:, None, None], jnp.asarray(jnp.nan, q.dtype), q)
+    out, _ = call(spec, body, (q, k, v, spoiled, starts, lengths, table))
+    np.testing.assert_array_equal(bits(out), bits(call(spec, body)[0]))
+
+
+@pytest.mark.parametrize("decode_steps", [1, 3])
+@pytest.mark.parametrize("body", BODIES)
+def test_donated_pages_are_not_copied(body: str, decode_steps: int):
+    spec = ArgSpec(N=8, K=4, H=32, page_size=16, sequences=((1, 40),) * 4)
+    arguments = spec.arguments()
+    pages = [jax.ShapeDtypeStruct((8192, *x.shape[1:]), x.dtype) for x in (arguments[3],) * 2]  # Two layers.
+    q, k, v, _, starts, lengths, table = arguments
+
+    def step(_, carry):
+        pages, q, lengths = carry
+        updated = []
+        for layer in pages:
+            q, layer = ragged_paged_attention(q, k, v, layer, starts, lengths, table, body=body, **spec.options)
+            updated.append(layer)
+        return updated, q, lengths + 1
+
+    def steps(pages, q, lengths):
+        carry = (pages, q, lengths)
+        return step(0, carry) if decode_steps == 1 else jax.lax.fori_loop(0, decode_steps, step, carry)
+
+    memory = jax.jit(steps, donate_argnums=0).lower(pages, q, lengths).compile().memory_analysis()
+    cache = sum(x.size * x.dtype.itemsize for x in pages)
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes <= 0.01 * cache
+
+
+def steps_of(spec: ArgSpec, body: str, chunks: tuple[int, ...]):
+    """The rows of one sequence, computed chunk by chunk over its own pages."""
+    q, k, v, pages, _, _, table = spec.arguments()
+    outs, done = [], 0
+    for rows in chunks:
+        part = slice(done, done + rows)
+        done += rows
+        starts, length = jnp.array([0, rows], jnp.int32), jnp.array([done], jnp.int32)
+        out, pages = call(spec, body, (q[part], k[part], v[part], pages, starts, length, table), max_query_len=rows)
+        outs.append(out)
+    return jnp.concatenate(outs), pages
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("body", BODIES)
+def test_chunked_equals_whole(body: str, window: int | None):
+    spec = ArgSpec(N=8, K=4, H=32, page_size=16, sequences=((75, 75),), window=window)
+    chunks = (33, 1, 1, 7, 33)
+    out, pages = steps_of(spec, body, chunks)
+    whole, whole_pages = call(spec, body)
+    np.testing.assert_array_equal(bits(pages), bits(whole_pages))
+    if body == "cpu":
+        np.testing.assert_array_equal(bits(out), bits(whole))
+    else:
+        np.testing.assert_allclose(out, whole, atol=2e-6)
+
+
+def alone(spec: ArgSpec, arguments, b: int, padded: bool):
+    """Sequence b without the others, in the same shapes or in the smallest."""
+    q, k, v, pages, starts, lengths, table = arguments
+    begin, end = int(starts[b]), int(starts[b + 1])
+    rows, B = (len(q), len(lengths)) if padded else (end - begin, 1)
+    take = jnp.minimum(begin + jnp.arange(rows), len(q) - 1)
+    first = jnp.arange(B) == 0
+    return (
+        *(x[take] for x in (q, k, v)),
+        pages,
+        jnp.array([0] + [end - begin] * B, jnp.int32),
+        jnp.where(first, lengths[b], 0),
+        jnp.where(first[:, None], table[b][None], 0),
+    )
+
+
+@pytest.mark.parametrize("name", ["shipped_decode_16", "shipped_mixed", "shipped_long", "llama3_8b_mixed"])
+@pytest.mark.parametrize("body", BODIES)
+def test_sequence_is_the_same_to_the_bit_whatever_else_is_in_the_batch(body: str, name: str):
+    spec = ARG_SPECS[name]
+    arguments = spec.arguments()
+    together, _ = call(spec, body, arguments)
+    starts = np.asarray(arguments[4])
+    for b in range(len(spec.sequences)):
+        # Only the C++ promises it across shapes: XLA compiles each shape anew.
+        lonely = alone(spec, arguments, b, padded=body != "cpu")
+        out, _ = call(spec, body, lonely)
+        rows = starts[b + 1] - starts[b]
+        np.testing.assert_array_equal(bits(out[:rows]), bits(together[starts[b] : starts[b + 1]]))
+
+
+def random_spec(seed: int) -> ArgSpec:
+    rng = np.random.default_rng(seed)
+    K, G, page_size = int(rng.integers(1, 4)), int(rng.integers(1, 6)), int(rng.choice([3, 16, 33]))
+    totals = rng.integers(1, 700, rng.integers(1, 9))
+    new = [int(rng.integers(1, min(total, 50) + 1)) if rng.random() < 0.5 else 1 for total in totals]
+    return ArgSpec(
+        N=K * G,
+        K=K,
+        H=int(rng.choice([8, 32, 48, 64, 128])),
+        page_size=page_size,
+        sequences=tuple(zip(new, map(int, totals), strict=True)),
+        window=int(rng.integers(1, 200)) if rng.random() < 0.5 else None,
+        softcap=30.0 if rng.random() < 0.3 else None,
+        padding_rows=int(rng.integers(0, 5)),
+        padding_sequences=int(rng.integers(0, 3)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
+def test_random_batches_on_the_cpu(seed: int):
+    spec = random_spec(seed)
+    check(spec, call(spec, "cpu"), formula(spec, spec.arguments()))

@@ -1,0 +1,58 @@
+"""The choice of a body, and the record of it."""
+
+import pytest
+
+from flexjax.kernels import registry
+
+
+@pytest.fixture(autouse=True)
+def _empty_record():
+    registry.forget()
+    yield
+    registry.forget()
+
+
+def refuse(x: int) -> int:
+    raise NotImplementedError(f"{x} is too odd")
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+BODIES = {"picky": refuse, "plain": double, "other": lambda x: 2 * x}
+
+
+def serve(x: int, body: str | None = None) -> int:
+    return registry.serve("twice", BODIES, ("picky", "plain"), body, x)
+
+
+def test_next_body_serves_and_the_reason_is_kept():
+    assert serve(3) == 6
+    (choice,) = registry.bodies_used()["twice"]
+    assert choice == registry.Choice("plain", (("picky", "3 is too odd"),))
+
+
+def test_same_choice_is_recorded_once():
+    serve(3), serve(3)
+    assert len(registry.bodies_used()["twice"]) == 1
+    serve(3, body="other")
+    assert [choice.body for choice in registry.bodies_used()["twice"]] == ["plain", "other"]
+
+
+def test_asked_body_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(NotImplementedError, match="picky: 3 is too odd"):
+        serve(3, body="picky")
+    with registry.use_bodies(twice="other"):
+        serve(3)
+    assert registry.bodies_used()["twice"][-1].body == "other"
+    monkeypatch.setenv(registry.ENVIRONMENT, "once=plain, twice=picky")
+    with pytest.raises(NotImplementedError, match="No body of twice"):
+        serve(3)
+    with registry.use_bodies(twice="plain"):  # Nearer than the environment.
+        assert serve(3) == 6
+
+
+def test_unknown_body_names_the_known():
+    with pytest.raises(ValueError, match="picky, plain, other; 'fast'"):
+        serve(3, body="fast")
