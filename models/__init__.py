@@ -1,0 +1,1 @@
+"""Model families; each is found through the entry-point group `flexjax.models`."""

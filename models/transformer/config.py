@@ -18,8 +18,8 @@ class Layer:
 class TransformerConfig:
     """A decoder-only transformer.
 
-    Invariants: `num_heads` is a multiple of `num_kv_heads`; windows are positive; `head_dim` is even
-    where a layer has a rope. ValueError otherwise.
+    Invariants: there is a layer; `num_heads` is a multiple of `num_kv_heads`; windows are positive;
+    `head_dim` is even where a layer has a rope. ValueError otherwise.
     """
 
     architecture: str  # Published class name, e.g. "LlamaForCausalLM".
@@ -53,6 +53,8 @@ class TransformerConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
+        if not self.layers:
+            raise ValueError("A transformer has at least one layer; got layers = ().")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."

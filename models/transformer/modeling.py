@@ -40,7 +40,7 @@ class Maker:
     def __init__(self, config: TransformerConfig, dtype: Any, rngs: nnx.Rngs):
         self.sizes, self.dtype, self.rngs = config.axis_sizes, dtype, rngs
         # GPT-2's rule: the residual stream keeps its scale however many layers add to it.
-        self.residual_scale = 0.5 / config.num_layers if config.num_layers else 1.0
+        self.residual_scale = 0.5 / config.num_layers
 
     def __call__(self, *axes: str, init: Initializer) -> nnx.Param:
         shape = tuple(self.sizes[axis] for axis in axes)
@@ -218,7 +218,8 @@ class Transformer(nnx.Module):
             )
             return mixed, kv
 
-        hidden, new_cache = self._forward(tokens, positions, cache or [None] * self.config.num_layers, attend)
+        leaves = [None] * self.config.num_layers if cache is None else cache
+        hidden, new_cache = self._forward(tokens, positions, leaves, attend)
         return hidden, None if cache is None else new_cache
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:

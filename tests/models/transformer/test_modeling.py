@@ -180,6 +180,7 @@ def test_soft_caps_bound_the_logits():
     [
         (dict(num_heads=3), "num_heads must be a multiple of num_kv_heads; got 3 and 2"),
         (dict(layers=(Layer(0, ROPE),)), "at least 1 token or None; layer 0 has 0"),
+        (dict(layers=()), "at least one layer"),
         (dict(head_dim=7), "even head_dim; got 7"),
     ],
 )
