@@ -1,15 +1,20 @@
 """Our engine as a target."""
 
+import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
+from flexjax.engine.llm import LLM
 from flexjax.engine.request import Request
 
 
@@ -36,6 +41,14 @@ class EngineTarget:
 
     def submit(self, request: Request) -> None:
         self.engine.submit(request)
+
+    def score(self, token_ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
+        """Float32 logits of a text, in the precision that it serves with."""
+        return self._llm.score([tuple(token_ids)])[0]
+
+    @functools.cached_property
+    def _llm(self) -> LLM:
+        return LLM(self.engine)
 
     def stop(self) -> None:
         if self._engine is not None:

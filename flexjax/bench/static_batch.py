@@ -1,5 +1,6 @@
 """The stock side on the device: its compiled programs, and one batch running through them."""
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -57,6 +58,20 @@ class Programs:
         programs: dict[Any, Any]
         for programs in (self.prefill, self.extend, self.decode):
             programs.update({sizes: future.result() for sizes, future in programs.items()})
+
+    def score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits `[T, V]`; compiles one program a doubling of the length."""
+        padded = np.zeros(1 << (len(token_ids) - 1).bit_length(), np.int32)
+        padded[: len(token_ids)] = token_ids
+        return np.asarray(self._logits(self.weights, padded[None]))[0, : len(token_ids)]
+
+    @functools.cached_property
+    def _logits(self) -> Any:
+        def logits(weights, tokens):
+            model = nnx.merge(self._graphdef, weights)
+            return model.logits(model.dense(tokens)[0])
+
+        return jax.jit(logits)
 
     def cache_bytes(self, batch_size: int, length: int) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._cache(batch_size, length)))

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from flexjax import causal_lm
 from flexjax.bench.result import StartUp, StatsSample
@@ -92,6 +94,10 @@ class StockTarget:
                 raise RuntimeError("The stock side has ended and takes no requests.") from self._failure
             self._waiting.append(request)
             self._wake.notify()
+
+    def score(self, token_ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
+        """Float32 logits of a text; row t predicts token t + 1."""
+        return self._programs.score(token_ids)
 
     def stop(self) -> None:
         if self._thread is None:
