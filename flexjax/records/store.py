@@ -34,7 +34,8 @@ def append(path: Path, records: Sequence[Record]) -> Path | None:
     part = path / f"{stamp}-{secrets.token_hex(4)}.parquet"
     pending = part.with_suffix(".pending")
     with open(pending, "wb") as file:
-        pq.write_table(table, file)
+        # A few rows a part: statistics and a second copy of the schema would outweigh them.
+        pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
         file.flush()
         os.fsync(file.fileno())
     os.rename(pending, part)

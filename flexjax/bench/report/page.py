@@ -71,6 +71,7 @@ def render(
     templates = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    scenarios = list(dict.fromkeys(run.scenario for run in result.runs))
     templates.filters |= {"figure": table.figure, "times": table.times, "spread": table.spread}
     return templates.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         side_a=result.sides[0],
@@ -78,7 +79,7 @@ def render(
         colours=plots.SIDE_COLOURS,
         model=model_name(result.config),
         device=_device(machine),
-        scenarios=list(dict.fromkeys(run.scenario for run in result.runs)),
+        scenarios=scenarios,
         rounds=len({run.round for run in result.runs}),
         date=min((run.started_at for run in result.runs), default="")[:16].replace("T", " "),
         valid=result.valid,
@@ -88,7 +89,7 @@ def render(
         sections=[(name, list(found)) for name, found in itertools.groupby(rows, lambda row: row.section)],
         pictures=[(name, *text) for name, text in _PICTURES.items() if name in svgs],
         svgs=svgs,
-        runs=sorted(result.runs, key=lambda run: (run.scenario, run.round)),
+        runs=[run for name in scenarios for run in result.runs if run.scenario == name],
         described=list(_described(result)),
         energy="; ".join(dict.fromkeys(_energy(run) for run in result.runs if run.energy and not table.is_remote(run))),
         cost=_cost(result),

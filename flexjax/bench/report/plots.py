@@ -136,8 +136,9 @@ def _latency(result: BenchResult) -> Figure | None:
 def _log_axis(ax: Axes) -> None:
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    wide = math.log10(high / low) > 1.2
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=8))
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 2.5 else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
     ax.xaxis.set_minor_locator(NullLocator())
 
@@ -197,7 +198,7 @@ def _batch(ax: Axes, run: SideRun) -> None:
         ax.fill_between(*_peaks(*_in_flight(run.timelines)), label="in flight", **filled)
     ax.set(xlabel="seconds in the run", xlim=(0, None), ylim=(0, None))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    ax.legend(loc="upper left", ncols=2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
 
 
 def _peaks(times: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
