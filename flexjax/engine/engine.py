@@ -20,11 +20,11 @@ from flexjax.causal_lm import CausalLM
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.pages import PagePool
 from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.stats import EngineStats, StepSample
-from flexjax.engine.step import StepRunner
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 

@@ -1,0 +1,93 @@
+"""The compiled steps at work: weights, cache and memory on the device, one dispatch a plan."""
+
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+from flax import nnx
+
+from flexjax import causal_lm
+from flexjax.causal_lm import CausalLM
+from flexjax.engine.config import EngineConfig
+from flexjax.engine.sampling import Sampled, empty_memory
+from flexjax.engine.scheduler import Plan
+from flexjax.engine.step import StepProgram, StepShape, compiler_options
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """What the compiler says of one compiled step, in bytes (None where the backend says nothing)."""
+
+    shape: StepShape
+    argument: int | None
+    temp: int | None
+    alias: int | None
+
+
+class StepRunner:
+    """Compiles every step before the first request, and runs plans through them."""
+
+    def __init__(self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int):
+        backend = jax.default_backend()
+        self.program = StepProgram(model, config, num_pages=num_pages, pages_per_seq=pages_per_seq, backend=backend)
+        self.num_pages = num_pages
+        self._options = compiler_options(config, backend)
+        self._weights = jax.tree.leaves(nnx.state(model))
+        self.cache = causal_lm.zeros(self.program.cache_spec)
+        self.memory = empty_memory(config.max_num_seqs + 1, self.vocab_size)
+        self._compiled: dict[StepShape, jax.stages.Compiled] = {}
+        self.costs: list[StepCost] = []
+        self.compile_seconds = 0.0
+
+    @property
+    def vocab_size(self) -> int:
+        return self.program.vocab_size
+
+    @property
+    def cache_dtype(self) -> jax.numpy.dtype:
+        return self.program.cache_dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(w.nbytes for w in self._weights)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.cache))
+
+    def model(self) -> CausalLM:
+        """The model over the same weights; nothing is copied."""
+        return self.program.model(self._weights)
+
+    def compile(self) -> None:
+        """Compiles every shape; XLA works outside the interpreter's lock, so two at a time."""
+        start = time.perf_counter()
+        shapes = self.program.shapes
+        lowered = [self.program.lower(shape) for shape in shapes]
+        with ThreadPoolExecutor(2) as pool:
+            compiled = list(pool.map(lambda low: low.compile(compiler_options=self._options), lowered))
+        self._compiled = dict(zip(shapes, compiled, strict=True))
+        self.costs = [_cost(shape, step) for shape, step in self._compiled.items()]
+        self.compile_seconds = time.perf_counter() - start
+
+    def run(self, plan: Plan) -> Sampled:
+        """Dispatches a plan and returns at once; `tokens[j, i]` is what chunk i samples in step j."""
+        shape = self._shape_of(plan)
+        packed = self.program.packings[shape].pack(plan)
+        self.cache, self.memory, sampled = self._compiled[shape](self._weights, self.cache, self.memory, packed)
+        return sampled
+
+    def _shape_of(self, plan: Plan) -> StepShape:
+        decodes_only = plan.num_decodes == len(plan.chunks)
+        for shape in self.program.shapes:
+            if shape.decodes_only == decodes_only and shape.num_rows >= plan.num_rows:
+                return shape
+        raise AssertionError(f"no step shape holds {plan.num_rows} rows")
+
+
+def _cost(shape: StepShape, step: jax.stages.Compiled) -> StepCost:
+    memory = step.memory_analysis()
+    if memory is None:
+        return StepCost(shape, None, None, None)
+    return StepCost(shape, memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.alias_size_in_bytes)
