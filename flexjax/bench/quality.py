@@ -91,9 +91,9 @@ def mlperf_grade(kept: float) -> Literal["≥ 99.9 %", "≥ 99 %", "< 99 %"]:
     return "≥ 99.9 %" if kept >= high else "≥ 99 %" if kept >= low else "< 99 %"
 
 
-def _log_softmax(logits: Float[np.ndarray, "T V"]) -> Float[np.ndarray, "T V"]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def _log_softmax(logits_TxV: np.ndarray) -> np.ndarray:
+    shifted_TxV = logits_TxV - logits_TxV.max(axis=-1, keepdims=True)
+    return shifted_TxV - np.log(np.exp(shifted_TxV).sum(axis=-1, keepdims=True))
 
 
 def _check_pairs(answers: Sequence, references: Sequence) -> None:
