@@ -41,7 +41,7 @@ test: setup  ## Lint, types and tests.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 format: setup  ## Format and mend what the linter can.
 	$(BIN)/ruff check --fix
