@@ -71,9 +71,11 @@ BUILT_IN = (
     "_weakref",
 )
 
-_SKIPPED_PARTS = frozenset(
-    "test tests idle_test site-packages dist-packages __pycache__ lib2to3 encodings idlelib ensurepip turtledemo".split()
-)
+_SKIPPED_PARTS = {
+    *("test", "tests", "idle_test", "turtledemo"),
+    *("site-packages", "dist-packages", "ensurepip", "__pycache__"),
+    *("encodings", "idlelib", "lib2to3"),  # Tables, a graphical editor, a frozen grammar.
+}
 _SKIPPED_NAMES = ("_sysconfigdata", "__phello__", "pydoc_data/topics", "pydoc_data/module_docs")
 
 

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"  # Separates documents: begins and ends each one. Always token 0.
 
-# Llama 3's split with runs of digits cut singly and indentation kept whole: code is mostly spaces.
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+ *|\s+(?!\S)|\s+"
+# Words, single digits, runs of punctuation, and line ends with the next line's indentation: code is mostly spaces.
+_SPLIT = r"[^\s\p{L}\p{N}]?\p{L}+| \p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|(?:[ \t]*\r?\n)+[ \t]*|[ \t]+(?=[ \t]\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -26,7 +26,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
-            pre_tokenizers.Split(_regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -62,12 +62,6 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"A model directory holds tokenizer.json; {path} does not exist.")
     return Tokenizer.from_file(str(path))
-
-
-def _regex(pattern: str):
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -1,0 +1,94 @@
+"""Trains a small language model on the standard library, and writes it as a Hugging Face directory."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flexjax.causal_lm import Family, find_family
+from flexjax.train import corpus
+from flexjax.train.data import DataConfig, PackedBatches, tokenize
+from flexjax.train.loop import LoopConfig, Trainer
+from flexjax.train.optimizer import OptimizerConfig
+from flexjax.train.plot import plot_loss
+from flexjax.train.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+
+
+def _llama_6x256() -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is trained, on what, and for how long."""
+
+    model: dict[str, Any] = dataclasses.field(default_factory=_llama_6x256)  # config.json without the vocabulary.
+    vocab_size: int = 4096
+    tokenizer: str = ""  # Directory of the tokenizer to share; empty trains one on the corpus.
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    seed: int = 0  # Of the first weights.
+
+
+def run(config: Config, workdir: Path) -> int:
+    """Trains, or goes on where `workdir` stopped; leaves model/, loss.csv and loss.png in it."""
+    documents = corpus.train_documents()
+    tokenizer_home = Path(config.tokenizer or workdir / "model")
+    if not config.tokenizer and not (tokenizer_home / "tokenizer.json").is_file():
+        fresh = train_tokenizer((d.text for d in documents), config.vocab_size)
+        save_tokenizer(fresh, tokenizer_home, config.model["max_position_embeddings"])
+    tokenizer = load_tokenizer(tokenizer_home)
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(
+            f"vocab_size must be the tokenizer's; {tokenizer_home} has {tokenizer.get_vocab_size()} tokens and "
+            f"config.vocab_size is {config.vocab_size}."
+        )
+
+    batches = PackedBatches(tokenize(tokenizer, documents), config.data)
+    family, model_config = _model_config(config, tokenizer.token_to_id(END_OF_TEXT))
+    model = family.build(model_config, dtype=jnp.float32, seed=config.seed)
+    trainer = Trainer(model, batches, config.optimizer, config.loop, workdir)
+    size = sum(p.size for p in jax.tree.leaves(trainer.state.params))
+    print(
+        f"{size:,} parameters; corpus {corpus.fingerprint(documents)}, {len(documents)} documents, {batches.tokens:,} "
+        f"tokens; {batches.steps_per_epoch:,} steps an epoch; starting at step {trainer.state.step}"
+    )
+
+    def export(trainer: Trainer) -> None:
+        family.save(trainer.model(jnp.bfloat16), workdir / "model")
+        save_tokenizer(tokenizer, workdir / "model", config.model["max_position_embeddings"])
+        plot_loss(workdir / "loss.csv", workdir / "loss.png")
+
+    trainer.run(on_checkpoint=export)
+    print(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
+    return 0
+
+
+def _model_config(config: Config, end_of_text: int | None) -> tuple[Family, Any]:
+    names = config.model.get("architectures") or []
+    if len(names) != 1:
+        raise ValueError(f"config.model.architectures must name exactly one architecture; got {list(names)!r}.")
+    family = find_family(names[0])
+    published = {
+        **config.model,
+        "architectures": list(names),
+        "vocab_size": config.vocab_size,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+    }
+    return family, family.config_from_hf(published)

@@ -1,0 +1,78 @@
+"""Packs documents end to end into token batches, each a pure function of (seed, step)."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from flexjax.train.corpus import Document
+from flexjax.train.tokenizer import END_OF_TEXT
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Batches of `batch_size` windows of `sequence_length` tokens; the model predicts each next one."""
+
+    batch_size: int = 8  # Sequences a step.
+    sequence_length: int = 256  # Tokens that the model sees at once.
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.sequence_length < 1:
+            raise ValueError(
+                f"batch_size and sequence_length must be at least 1; got {self.batch_size} and {self.sequence_length}."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+
+def tokenize(tokenizer: Tokenizer, documents: Iterable[Document]) -> list[np.ndarray]:
+    """Each document's tokens, int32, with `END_OF_TEXT` before them."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    encodings = tokenizer.encode_batch([d.text for d in documents])
+    return [np.array([end, *e.ids], np.int32) for e in encodings]
+
+
+class PackedBatches:
+    """`batches[step]` → (inputs, targets), both int32 `[B, T]`; the same for the same seed and step, always.
+
+    Every epoch shuffles the documents, lays them end to end, and cuts the stream into windows at an offset of
+    its own, so that no two epochs show the same windows. A window may span documents.
+    """
+
+    def __init__(self, documents: Sequence[np.ndarray], config: DataConfig):
+        self.documents, self.config = list(documents), config
+        self.tokens = sum(len(d) for d in self.documents)
+        # One window's worth is given to the epoch's random offset, one token to the last target.
+        self.windows = (self.tokens - 1) // config.sequence_length - 1
+        if self.windows < config.batch_size:
+            raise ValueError(
+                f"One batch needs {config.batch_size + 1} windows of {config.sequence_length} tokens and one more "
+                f"token; the corpus has {self.tokens} tokens. Use a smaller batch_size or sequence_length."
+            )
+        self.steps_per_epoch = self.windows // config.batch_size
+        self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        stream, starts = self._epoch(epoch)
+        size, length = self.config.batch_size, self.config.sequence_length
+        rows = starts[index * size : (index + 1) * size, None] + np.arange(length + 1)
+        window = stream[rows]
+        return window[:, :-1], window[:, 1:]
+
+    def since(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`self[step]`, `self[step + 1]`, … for ever."""
+        return map(self.__getitem__, itertools.count(step))
+
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self.config.seed, epoch))
+        stream = np.concatenate([self.documents[i] for i in rng.permutation(len(self.documents))])
+        length = self.config.sequence_length
+        starts = rng.integers(length) + length * rng.permutation(self.windows)
+        return stream, starts
