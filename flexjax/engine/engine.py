@@ -193,10 +193,10 @@ class Engine:
                     with self._wake:
                         self._wake.wait_for(lambda: self._inbox or self._stopping)
             self._end_all("cancelled", "The engine was stopped.")
-        except BaseException as error:
+        except Exception as error:  # The device's: told to every open request and to whoever submits the next.
+            logging.exception("The engine failed.")
             self._failure = error
             self._end_all("error", f"The engine failed: {error}")
-            raise
 
     def _take_inbox(self) -> None:
         if not self._inbox:
@@ -297,17 +297,18 @@ class Engine:
 
     def _tell(self, sequence: Sequence, event: TokenEvent) -> bool:
         """Calls the listener. One that raises loses its own request and nobody else's."""
-        listener = sequence.request.listener
-        if listener is None:
+        if sequence.listener is None:
             return True
         try:
-            listener(event)
+            sequence.listener(event)
             return True
         except Exception:
-            logging.exception("The listener of request %r raised; the request is dropped.", sequence.request.id)
-            object.__setattr__(sequence.request, "listener", None)
-            if sequence.status is not Status.FINISHED:
-                self._finish(sequence, "error")
+            request_id = sequence.request.id
+            logging.exception("The listener of request %r raised; the request is dropped.", request_id)
+            sequence.listener = None
+            for sibling in list(self._live.get(request_id, ())):
+                sibling.listener = None
+                self._finish(sibling, "error")
             return False
 
     def _end_all(self, reason: FinishReason, error: str) -> None:

@@ -14,6 +14,7 @@ from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.engine.score import Scorer
+from flexjax.hardware import compile_cache
 
 Prompt = str | Sequence[int]
 
@@ -34,7 +35,11 @@ class LLM:
     def load(
         cls, path: str | Path, *, dtype: str = "bfloat16", max_model_len: int | None = None, **sizes: Any
     ) -> "LLM":
-        """Loads a Hugging Face directory; `sizes` are further fields of `EngineConfig`."""
+        """Loads a Hugging Face directory; `sizes` are further fields of `EngineConfig`.
+
+        Compiled steps are kept on disk, so that a second start is quick.
+        """
+        compile_cache.enable()
         return cls(Engine.load(path, EngineConfig(dtype=dtype, max_model_len=max_model_len, **sizes)))
 
     def generate(

@@ -49,6 +49,7 @@ class Sequence:
 
     def __post_init__(self):
         self.num_prompt = len(self.request.prompt_token_ids)
+        self.listener = self.request.listener
 
     @property
     def key(self) -> tuple[int, int, int]:

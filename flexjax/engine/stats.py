@@ -1,5 +1,6 @@
 """What the engine notes about itself while it runs."""
 
+import collections
 import dataclasses
 
 
@@ -14,6 +15,10 @@ class StepSample:
     rows: int
     num_steps: int
     prefill_rows: int
+
+
+def _last_samples() -> collections.deque[StepSample]:
+    return collections.deque(maxlen=100_000)  # Minutes of a busy engine; a server runs for months.
 
 
 @dataclasses.dataclass
@@ -32,9 +37,9 @@ class EngineStats:
     wait_seconds: float = 0.0
     preemptions: int = 0
     output_tokens: int = 0
-    samples: list[StepSample] = dataclasses.field(default_factory=list)
+    samples: collections.deque[StepSample] = dataclasses.field(default_factory=_last_samples)
 
     def reset(self) -> None:
         self.host_seconds = self.wait_seconds = 0.0
         self.preemptions = self.output_tokens = 0
-        self.samples = []
+        self.samples = _last_samples()

@@ -66,7 +66,7 @@ def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
         engine.submit(Request(f"profile-{i}", prompt, params))
     while engine.step():
         pass
-    samples = engine.stats.samples
+    samples = list(engine.stats.samples)
     full = [s.running == len(prompts) and s.prefill_rows == 0 for s in samples]
     # From one full decoding dispatch to the next: the steps of the first lie between.
     spans = [

@@ -168,12 +168,33 @@ def test_a_listener_that_raises_loses_its_own_request_only(engine, caplog):
         raise KeyError("broken listener")
 
     log = Log()
-    engine.submit(Request("bad", prompt(0, 5), greedy(10), listener=broken))
+    engine.submit(Request("bad", prompt(0, 5), SamplingParams(n=2, max_tokens=10), listener=broken))
     engine.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
     while engine.step():
         pass
     assert len(log.tokens("good")) == 10 and engine.num_open == 0 and engine.pool.num_used == 0
     assert "'bad' raised" in caplog.text
+
+
+def test_a_failing_device_is_told_to_everyone_and_takes_no_more(tiny_model, monkeypatch, caplog):
+    engine, log, told = Engine(tiny_model, None, CONFIG), Log(), threading.Event()
+
+    def listen(event):
+        log(event)
+        if event.kind == "done":
+            told.set()
+
+    def fail(plan):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.runner, "run", fail)
+    engine.submit(Request("a", prompt(0, 5), greedy(4), listener=listen))
+    engine.start()
+    assert told.wait(30)
+    assert log.reason("a") == "error" and "out of memory" in log.events["a"][-1].error
+    with pytest.raises(RuntimeError, match="has failed"):
+        engine.submit(Request("b", prompt(0, 5), greedy(4)))
+    engine.stop()
 
 
 @pytest.mark.parametrize(
