@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats
@@ -42,8 +41,8 @@ class EngineTarget:
     def submit(self, request: Request) -> None:
         self.engine.submit(request)
 
-    def score(self, token_ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Float32 logits of a text, in the precision that it serves with."""
+    def score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits `[T, V]` of a text, in the precision that it serves with."""
         return self._llm.score([tuple(token_ids)])[0]
 
     @functools.cached_property

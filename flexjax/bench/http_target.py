@@ -54,13 +54,14 @@ class HttpTarget:
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model
         self._server = ""
-        self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="flexjax-http", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> StartUp:
         """Connects; ValueError where no such server answers."""
         began = time.perf_counter()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="flexjax-http", daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
         return StartUp(load_s=time.perf_counter() - began, compile_s=0.0)
@@ -69,11 +70,12 @@ class HttpTarget:
         self._loop.call_soon_threadsafe(self._begin, request)
 
     def stop(self) -> None:
-        if not self._thread.is_alive():
+        if self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._thread = None
         self._loop.close()
 
     def describe(self) -> dict[str, Any]:

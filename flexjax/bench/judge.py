@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 from tokenizers import Tokenizer
 
 from flexjax.bench import quality
@@ -22,7 +21,9 @@ from flexjax.train.corpus import held_out_documents
 class Scores(Protocol):
     """A target whose logits can be had, for bits per byte."""
 
-    def score(self, token_ids: Sequence[int]) -> Float[np.ndarray, "T V"]: ...
+    def score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits `[T, V]`; row t predicts token t + 1."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from flexjax import causal_lm
 from flexjax.bench.result import StartUp, StatsSample
@@ -95,8 +94,8 @@ class StockTarget:
             self._waiting.append(request)
             self._wake.notify()
 
-    def score(self, token_ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Float32 logits of a text; row t predicts token t + 1."""
+    def score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Float32 logits `[T, V]` of a text; row t predicts token t + 1."""
         return self._programs.score(token_ids)
 
     def stop(self) -> None:

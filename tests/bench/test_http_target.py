@@ -18,6 +18,7 @@ class Server(ThreadingHTTPServer):
     """`style` says how the count is told: usage, logprobs, nothing, wrong; or how the server fails."""
 
     daemon_threads = True
+    request_queue_size = 64  # Of 5, the default, a burst loses connections.
 
     def __init__(self, style: str = "usage", tokens_per_chunk: int = 1):
         super().__init__(("127.0.0.1", 0), Handler)
