@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Opened by path, never imported: a wheel puts them under <environment>/share/flexjax.
-SHARED_FOLDERS = ["configs", "xla_flags"]
+SHARED_FOLDERS = ["configs", "xla_flags", "models/weights"]
 
 
 class BuildNative(build_ext):
