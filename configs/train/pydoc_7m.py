@@ -19,6 +19,7 @@ def get_config():
     config.data = ConfigDict()
     config.data.batch_size = 8
     config.data.sequence_length = 256
+    config.data.lengthen_at = (3_300, 3_950)  # To 512, then 1,024 tokens.
     config.data.seed = 0
 
     # Model: few heads and a wide MLP, because a CPU is far better at products than at softmax.
@@ -40,7 +41,7 @@ def get_config():
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.loop = ConfigDict()
-    config.loop.steps = 3_000
+    config.loop.steps = 4_200
     config.loop.precision = "bfloat16"
     config.loop.checkpoint_every = 100
     config.seed = 0

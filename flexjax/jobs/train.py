@@ -47,6 +47,7 @@ class Config:
 
 def run(config: Config, workdir: Path) -> int:
     """Trains, or goes on where `workdir` stopped; leaves model/, loss.csv and loss.png in it."""
+    family = _family(config)
     documents = corpus.train_documents()
     tokenizer_home = Path(config.tokenizer or workdir / "model")
     if not config.tokenizer and not (tokenizer_home / "tokenizer.json").is_file():
@@ -60,13 +61,14 @@ def run(config: Config, workdir: Path) -> int:
         )
 
     batches = PackedBatches(tokenize(tokenizer, documents), config.data)
-    family, model_config = _model_config(config, tokenizer.token_to_id(END_OF_TEXT))
-    model = family.build(model_config, dtype=jnp.float32, seed=config.seed)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    published = {**config.model, "vocab_size": config.vocab_size, "bos_token_id": end, "eos_token_id": end}
+    model = family.build(family.config_from_hf(published), dtype=jnp.float32, seed=config.seed)
     trainer = Trainer(model, batches, config.optimizer, config.loop, workdir)
     size = sum(p.size for p in jax.tree.leaves(trainer.state.params))
     print(
         f"{size:,} parameters; corpus {corpus.fingerprint(documents)}, {len(documents)} documents, {batches.tokens:,} "
-        f"tokens; {batches.steps_per_epoch:,} steps an epoch; starting at step {trainer.state.step}"
+        f"tokens; {batches.steps_per_epoch():,} steps an epoch; starting at step {trainer.state.step}"
     )
 
     def export(trainer: Trainer) -> None:
@@ -79,16 +81,8 @@ def run(config: Config, workdir: Path) -> int:
     return 0
 
 
-def _model_config(config: Config, end_of_text: int | None) -> tuple[Family, Any]:
+def _family(config: Config) -> Family:
     names = config.model.get("architectures") or []
     if len(names) != 1:
         raise ValueError(f"config.model.architectures must name exactly one architecture; got {list(names)!r}.")
-    family = find_family(names[0])
-    published = {
-        **config.model,
-        "architectures": list(names),
-        "vocab_size": config.vocab_size,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-    }
-    return family, family.config_from_hf(published)
+    return find_family(names[0])

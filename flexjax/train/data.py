@@ -14,10 +14,15 @@ from flexjax.train.tokenizer import END_OF_TEXT
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Batches of `batch_size` windows of `sequence_length` tokens; the model predicts each next one."""
+    """Batches of `batch_size` windows of `sequence_length` tokens; the model predicts each next one.
 
-    batch_size: int = 8  # Sequences a step.
+    Short windows first are cheap, long ones last teach long contexts: at each step of `lengthen_at` windows
+    become twice as long and half as many.
+    """
+
+    batch_size: int = 8  # Sequences a step. Must be divisible by 2 as often as windows are lengthened.
     sequence_length: int = 256  # Tokens that the model sees at once.
+    lengthen_at: tuple[int, ...] = ()  # Steps, rising.
     seed: int = 0
 
     def __post_init__(self):
@@ -25,10 +30,22 @@ class DataConfig:
             raise ValueError(
                 f"batch_size and sequence_length must be at least 1; got {self.batch_size} and {self.sequence_length}."
             )
+        if any(a >= b for a, b in itertools.pairwise((0, *self.lengthen_at))):
+            raise ValueError(f"lengthen_at must rise from at least 1; got {self.lengthen_at}.")
+        if self.batch_size % 2 ** len(self.lengthen_at):
+            raise ValueError(
+                f"batch_size must be divisible by {2 ** len(self.lengthen_at)} to be halved {len(self.lengthen_at)} "
+                f"times; got {self.batch_size}."
+            )
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """(B, T) of a step."""
+        factor = 2 ** sum(step >= first for first in self.lengthen_at)
+        return self.batch_size // factor, self.sequence_length * factor
 
 
 def tokenize(tokenizer: Tokenizer, documents: Iterable[Document]) -> list[np.ndarray]:
@@ -48,20 +65,19 @@ class PackedBatches:
     def __init__(self, documents: Sequence[np.ndarray], config: DataConfig):
         self.documents, self.config = list(documents), config
         self.tokens = sum(len(d) for d in self.documents)
-        # One window's worth is given to the epoch's random offset, one token to the last target.
-        self.windows = (self.tokens - 1) // config.sequence_length - 1
-        if self.windows < config.batch_size:
-            raise ValueError(
-                f"One batch needs {config.batch_size + 1} windows of {config.sequence_length} tokens and one more "
-                f"token; the corpus has {self.tokens} tokens. Use a smaller batch_size or sequence_length."
-            )
-        self.steps_per_epoch = self.windows // config.batch_size
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
+        for step in (0, *config.lengthen_at):
+            size, length = config.shape(step)
+            if self._windows(length) < size:
+                raise ValueError(
+                    f"One batch needs {size + 1} windows of {length} tokens and one more token; the corpus has "
+                    f"{self.tokens} tokens. Use a smaller batch_size or sequence_length."
+                )
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        stream, starts = self._epoch(epoch)
-        size, length = self.config.batch_size, self.config.sequence_length
+        size, length = self.config.shape(step)
+        epoch, index = divmod(step, self.steps_per_epoch(step))
+        stream, starts = self._epoch(epoch, length)
         rows = starts[index * size : (index + 1) * size, None] + np.arange(length + 1)
         window = stream[rows]
         return window[:, :-1], window[:, 1:]
@@ -70,9 +86,17 @@ class PackedBatches:
         """`self[step]`, `self[step + 1]`, … for ever."""
         return map(self.__getitem__, itertools.count(step))
 
-    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def steps_per_epoch(self, step: int = 0) -> int:
+        """Steps of an epoch that has the shape of `step` throughout."""
+        size, length = self.config.shape(step)
+        return self._windows(length) // size
+
+    def _windows(self, length: int) -> int:
+        # One window's worth is given to the epoch's random offset, one token to the last target.
+        return (self.tokens - 1) // length - 1
+
+    def _make_epoch(self, epoch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.config.seed, epoch))
         stream = np.concatenate([self.documents[i] for i in rng.permutation(len(self.documents))])
-        length = self.config.sequence_length
-        starts = rng.integers(length) + length * rng.permutation(self.windows)
+        starts = rng.integers(length) + length * rng.permutation(self._windows(length))
         return stream, starts

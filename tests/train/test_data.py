@@ -18,7 +18,7 @@ def documents() -> list[np.ndarray]:
 
 def test_any_order_of_asking_gives_the_same_batch():
     forwards, backwards = PackedBatches(documents(), CONFIG), PackedBatches(documents(), CONFIG)
-    steps = range(3 * forwards.steps_per_epoch)
+    steps = range(3 * forwards.steps_per_epoch())
     seen = {step: forwards[step] for step in steps}
     for step in reversed(steps):
         np.testing.assert_array_equal(backwards[step], seen[step])
@@ -39,7 +39,7 @@ def test_targets_are_the_next_tokens():
 
 def test_an_epoch_shows_no_token_twice_and_almost_all():
     batches = PackedBatches(documents(), CONFIG)
-    shown = np.concatenate([batches[step][0].ravel() for step in range(batches.steps_per_epoch)])
+    shown = np.concatenate([batches[step][0].ravel() for step in range(batches.steps_per_epoch())])
     assert len(np.unique(shown)) == len(shown)
     assert len(shown) > batches.tokens - CONFIG.tokens_per_step - 2 * CONFIG.sequence_length
 
@@ -47,8 +47,26 @@ def test_an_epoch_shows_no_token_twice_and_almost_all():
 def test_epochs_and_seeds_differ():
     batches = PackedBatches(documents(), CONFIG)
     other = PackedBatches(documents(), DataConfig(batch_size=3, sequence_length=8, seed=6))
-    assert (batches[0][0] != batches[batches.steps_per_epoch][0]).any()
+    assert (batches[0][0] != batches[batches.steps_per_epoch()][0]).any()
     assert (batches[0][0] != other[0][0]).any()
+
+
+def test_windows_lengthen_and_tokens_a_step_stay():
+    config = DataConfig(batch_size=4, sequence_length=8, lengthen_at=(2, 5))
+    assert [config.shape(step) for step in (0, 1, 2, 4, 5, 9)] == [(4, 8), (4, 8), (2, 16), (2, 16), (1, 32), (1, 32)]
+    batches = PackedBatches(documents(), config)
+    for step in (0, 2, 5):
+        inputs, targets = batches[step]
+        assert inputs.shape == config.shape(step)
+        np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lengthen_at": (3, 3)}, {"lengthen_at": (0,)}, {"batch_size": 6, "lengthen_at": (1, 2)}]
+)
+def test_lengthening_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="lengthen_at must rise|batch_size must be divisible by 4"):
+        DataConfig(**wrong)
 
 
 def test_each_document_begins_with_the_end_of_text():

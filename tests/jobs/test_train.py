@@ -1,0 +1,95 @@
+"""The train job: a directory that any tool can load, a resumable workdir, refusals that help."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax.config import from_config_dict
+from flexjax.jobs import train
+from flexjax.launch import load, split
+from flexjax.train import corpus
+from flexjax.train.corpus import Document
+from flexjax.train.loop import read_log
+from models import transformer
+
+
+@pytest.fixture(autouse=True)
+def small_corpus(monkeypatch):
+    documents = [Document(p.name, p.read_text()) for p in sorted(Path(corpus.__file__).parent.glob("*.py"))]
+    monkeypatch.setattr(corpus, "train_documents", lambda: documents)
+
+
+@pytest.fixture
+def config() -> train.Config:
+    smoke = from_config_dict(train.Config, split(load("configs/train/smoke.py"))[1])
+    return dataclasses.replace(
+        smoke,
+        vocab_size=300,
+        loop=dataclasses.replace(smoke.loop, steps=8, checkpoint_every=4),
+        optimizer=dataclasses.replace(smoke.optimizer, warmup_steps=1),
+    )
+
+
+def test_leaves_a_directory_that_loads(config, tmp_path, capsys):
+    assert train.run(config, tmp_path) == 0
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        *("config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+    }
+    assert (tmp_path / "loss.png").is_file()
+    assert [row["step"] for row in read_log(tmp_path / "loss.csv")] == [4, 5, 8]
+
+    model = transformer.load(tmp_path / "model", dtype=jnp.float32)
+    published = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert published["torch_dtype"] == "bfloat16" and published["eos_token_id"] == 0
+    assert model.config.vocab_size == 300
+    hidden, _ = model.dense(jnp.zeros((1, 4), jnp.int32))
+    assert np.isfinite(model.logits(hidden)).all()
+    assert "starting at step 0" in capsys.readouterr().out
+
+
+def test_a_second_call_goes_on(config, tmp_path, capsys):
+    half = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4))
+    train.run(half, tmp_path)
+    train.run(config, tmp_path)
+    assert "starting at step 4" in capsys.readouterr().out
+    assert read_log(tmp_path / "loss.csv")[-1]["step"] == 8
+
+
+def test_a_shared_tokenizer_is_taken(config, tmp_path):
+    train.run(config, tmp_path / "target")
+    draft = dataclasses.replace(config, tokenizer=str(tmp_path / "target" / "model"), seed=1)
+    train.run(draft, tmp_path / "draft")
+    files = [tmp_path / side / "model" / "tokenizer.json" for side in ("target", "draft")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    first, second = (transformer.load(f.parent, dtype=jnp.float32) for f in files)
+    assert any(
+        (a != b).any()
+        for a, b in zip(jax.tree.leaves(first.embedding[...]), jax.tree.leaves(second.embedding[...]), strict=True)
+    )
+
+
+def test_another_vocabulary_size_is_refused(config, tmp_path):
+    train.run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4)), tmp_path)
+    with pytest.raises(ValueError, match="has 300 tokens and config.vocab_size is 301"):
+        train.run(dataclasses.replace(config, vocab_size=301), tmp_path)
+
+
+def test_exactly_one_architecture(config, tmp_path):
+    model = {**config.model, "architectures": ()}
+    with pytest.raises(ValueError, match="exactly one architecture; got"):
+        train.run(dataclasses.replace(config, model=model), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smoke", "pydoc_7m", "pydoc_1m"])
+def test_shipped_configs_are_understood(name):
+    config = from_config_dict(train.Config, split(load(f"configs/train/{name}.py"))[1])
+    model = transformer.config_from_hf({**config.model, "vocab_size": config.vocab_size})
+    longest = config.data.shape(config.loop.steps)[1]
+    assert longest <= model.max_position
+    assert config.data.lengthen_at == () or config.data.lengthen_at[-1] < config.loop.steps
