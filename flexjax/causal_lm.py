@@ -9,14 +9,19 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
+Axes = tuple[str | None, ...]  # One logical name a dimension.
+# Puts one parameter, given with its logical axes, on the device or mesh.
+Place = Callable[[np.ndarray, Axes], jax.Array]
 Cache = Any  # The pytree of arrays that `CausalLM.cache_spec` declares.
 
 
@@ -53,7 +58,8 @@ class CacheLeaf:
 
     shape: tuple[int, ...]
     dtype: Any
-    axes: tuple[str | None, ...]
+    axes: Axes
+    copies: int = 1  # The most devices that can share one of its kv_heads: G.
 
     @property
     def nbytes(self) -> int:
@@ -118,8 +124,9 @@ class Family(Protocol):
         """A model with fresh random weights, in `dtype`."""
         ...
 
-    def load(self, directory: str | Path, *, dtype: Any) -> CausalLM:
-        """The model of a Hugging Face directory, weights memory-mapped and put on the device in `dtype`."""
+    def load(self, directory: str | Path, *, dtype: Any, place: Place = ...) -> CausalLM:
+        """The model of a Hugging Face directory, weights memory-mapped and put on the device, or where
+        `place` puts them, in `dtype`."""
         ...
 
     def save(self, model: CausalLM, directory: str | Path) -> None:
@@ -158,6 +165,15 @@ def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
     if len(names) != 1:
         raise ValueError(f"{path} must name exactly one entry in 'architectures'; it has {list(names)!r}.")
     return find_family(names[0]), hf
+
+
+def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:
+    """(name, logical axes, value) of every parameter, in the order of `jax.tree.leaves(nnx.state(model))`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), p.get_metadata("axes"), p.get_value())
+        for path, p in flat
+    ]
 
 
 def zeros(spec: Any) -> Cache:

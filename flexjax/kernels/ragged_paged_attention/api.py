@@ -1,19 +1,24 @@
 """Ragged paged attention: the contract, and which body serves it."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flexjax.kernels import registry
-from flexjax.kernels.ragged_paged_attention import base, cpu, xla
+from flexjax.kernels.ragged_paged_attention import base, cpu, pallas_tpu, xla
+from flexjax.kernels.ragged_paged_attention.over_heads import over_heads
 
 OP = "ragged_paged_attention"
 BODIES = {
     "base": base.ragged_paged_attention,
     "xla": xla.ragged_paged_attention,
     "cpu": cpu.ragged_paged_attention,
+    "pallas_tpu": pallas_tpu.ragged_paged_attention,
 }
 # `base` is the formula to test against, too slow to fall back on.
-ORDER = {"cpu": ("cpu", "xla")}
+ORDER = {"cpu": ("cpu", "xla"), "tpu": ("pallas_tpu", "xla")}
 ANYWHERE = ("xla",)
 
 
@@ -21,7 +26,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Float[Array, "num_pages page_size heads 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -31,7 +36,7 @@ def ragged_paged_attention(
     softcap: float | None = None,
     max_query_len: int,
     body: str | None = None,
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size heads 2 H"]]:
     """Attention of every row over its own sequence's pages, after the new keys and values are written there.
 
     The batch is laid out as `flexjax.causal_lm.RaggedBatch` says: sequence b owns the rows
@@ -46,6 +51,9 @@ def ragged_paged_attention(
     with scores and softmax in float32 and the result in q's dtype. Rows from `query_starts[B]` on are
     padding: they give zeros and write nothing; nor does a sequence without rows. No page is touched
     but those of the new rows. Under jit, kv_pages is updated in place where its buffer is donated.
+
+    On a mesh (`jax.set_mesh`) every device computes the heads that it holds. The pages may hold each kv head
+    several times in a row (K is then a multiple of k's and v's), so that more devices than kv heads can share.
 
     Args:
       scale: of the scores, usually H**-0.5.
@@ -64,17 +72,21 @@ def ragged_paged_attention(
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
     _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
-    return registry.serve(
+    copies = kv_pages.shape[2] // k.shape[1]
+    if copies > 1:
+        k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
+    attend = functools.partial(
+        registry.serve,
         OP,
         BODIES,
         ORDER.get(_platform(), ANYWHERE),
         body,
-        *(q, k, v, kv_pages, query_starts, kv_lengths, page_table),
         scale=scale,
         window=window,
         softcap=softcap,
         max_query_len=max_query_len,
     )
+    return over_heads(attend, q, k, v, kv_pages, query_starts, kv_lengths, page_table)
 
 
 def _platform() -> str:
@@ -91,10 +103,16 @@ def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, soft
     (T, N, H), K, B = q.shape, k.shape[1], page_table.shape[0]
     if N % K:
         raise ValueError(f"Query heads come in equal groups, one a kv head: N must be a multiple of K; N={N}, K={K}.")
+    heads = kv_pages.shape[2]
+    if heads % K or N % heads:
+        raise ValueError(
+            "Pages hold each kv head once, or as often as devices that share its query heads: their heads must be a "
+            f"multiple of K and divide N; they have {heads}, with K={K}, N={N}."
+        )
     wanted = {
         "k": (k.shape, (T, K, H)),
         "v": (v.shape, (T, K, H)),
-        "kv_pages": (kv_pages.shape[2:], (K, 2, H)),
+        "kv_pages": (kv_pages.shape[3:], (2, H)),
         "query_starts": (query_starts.shape, (B + 1,)),
         "kv_lengths": (kv_lengths.shape, (B,)),
     }
