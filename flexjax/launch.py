@@ -12,15 +12,12 @@
 Exit status: the job's own (0 well, 1 an invalid result), 2 for wrong input, 130 after Ctrl-C.
 """
 
-import ast
-import dataclasses
 import datetime
 import difflib
 import importlib
 import re
-import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,18 +28,11 @@ from rich.console import Console
 
 from flexjax import config as config_lib
 from flexjax import jobs
-from flexjax.hardware import xla_flags
+from flexjax.config_file import Launch, home, listed, load, shipped, split
+from flexjax.hardware import distributed, flag_check, xla_flags
 
 PACKAGE = Path(__file__).resolve().parent
 PRODUCT = (PACKAGE, PACKAGE.parent / "models")  # A ValueError raised in here is a refusal, not a bug.
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """The fields of a config that the launcher itself reads; the job's `Config` has the others."""
-
-    job: str  # A module of flexjax.jobs.
-    xla_flags: str = ""  # A flag set under xla_flags/, set before JAX starts; empty adds none.
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -73,14 +63,16 @@ def _run(args: list[str]) -> int:
         print(_help())
         return 0
     if not values["config"].value:
-        raise ValueError(f"--config=PATH is missing. Configs that ship:\n{_configs()}")
+        raise ValueError(f"--config=PATH is missing. Configs that ship:\n{shipped()}")
 
     mine, others = split(load(values["config"].value))
-    early = [a for a in rest if re.match(r"--?config\.(job|xla_flags)=", a)]
+    early = [a for a in rest if re.match(r"--?(no)?config\.(job|xla_flags|distributed)(=|$)", a)]
     launch = config_lib.from_config_dict(Launch, _override(Launch, mine, early))
     if launch.xla_flags:
         # Before the job, and with it JAX, is imported.
-        xla_flags.apply(xla_flags.load(launch.xla_flags, home() / "xla_flags"))
+        flags_of_set = xla_flags.load(launch.xla_flags, home() / "xla_flags")
+        flag_check.check(flags_of_set)
+        xla_flags.apply(flags_of_set)
     job = _job(launch.job)
     if values["help"].value:
         print(_help(job.Config))
@@ -92,6 +84,8 @@ def _run(args: list[str]) -> int:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(values["workdir"].value or f"runs/{now}-{name}")
     workdir.mkdir(parents=True, exist_ok=True)
+    if launch.distributed:
+        distributed.join()
     _log_devices(launch.job, workdir)
     return job.run(config, workdir)
 
@@ -109,24 +103,6 @@ def _override(cls: type, values: dict[str, Any], args: Sequence[str]) -> config_
     return fields
 
 
-def split(raw: config_dict.ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a config file that are the launcher's, and those that are the job's."""
-    names = {f.name for f in dataclasses.fields(Launch)}
-    return {f: raw[f] for f in raw if f in names}, {f: raw[f] for f in raw if f not in names}
-
-
-def load(path: str) -> config_dict.ConfigDict:
-    """What `get_config` of the file returns."""
-    file, _, argument = path.partition(":")
-    found = next((p for p in (Path(file), home() / file) if p.is_file()), None)
-    if found is None:
-        raise ValueError(f"--config={file}: no such file. Configs that ship:\n{_configs()}")
-    get_config = runpy.run_path(str(found)).get("get_config")
-    if get_config is None:
-        raise ValueError(f"{found} must define get_config(), returning a ConfigDict.")
-    return config_dict.ConfigDict(get_config(*([argument] if argument else [])))
-
-
 def _job(name: str) -> ModuleType:
     known = [p.stem for p in _job_files()]
     if name not in known:
@@ -136,31 +112,12 @@ def _job(name: str) -> ModuleType:
     return importlib.import_module(f"flexjax.jobs.{name}")
 
 
-def home() -> Path:
-    """The folder that holds configs/: the checkout, or what a wheel put under the environment."""
-    checkout = PACKAGE.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path(sys.prefix) / "share" / "flexjax"
-
-
 def _job_files() -> list[Path]:
     return sorted(p for folder in jobs.__path__ for p in Path(folder).glob("[a-z]*.py"))
 
 
-def _listed(files: Iterable[Path], root: Path | None = None) -> str:
-    """One line a file: its name and the first line of its docstring, read without running it."""
-    rows = [
-        (str(p.relative_to(root)) if root else p.stem, ast.get_docstring(ast.parse(p.read_text())) or "") for p in files
-    ]
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"  {name:{width}}  {text.partition('\n')[0]}" for name, text in rows)
-
-
-def _configs() -> str:
-    return _listed(sorted((home() / "configs").rglob("*.py")), home())
-
-
 def _help(cls: type | None = None) -> str:
-    text = f"{__doc__}\nJobs (config.job):\n{_listed(_job_files())}\n\nConfigs that ship:\n{_configs()}"
+    text = f"{__doc__}\nJobs (config.job):\n{listed(_job_files())}\n\nConfigs that ship:\n{shipped()}"
     if cls is None:
         return text
     rows = [
@@ -178,7 +135,10 @@ def _log_devices(job: str, workdir: Path) -> None:
     import jax  # Not at the top: the flags must be set first.
 
     devices = jax.devices()
-    print(f"flexjax {job}: {len(devices)} × {devices[0].device_kind}, jax {jax.__version__}, results in {workdir}")
+    host = f", process {jax.process_index()} of {jax.process_count()}" if jax.process_count() > 1 else ""
+    print(
+        f"flexjax {job}: {len(devices)} × {devices[0].device_kind}{host}, jax {jax.__version__}, results in {workdir}"
+    )
 
 
 def _is_refusal(error: BaseException) -> bool:

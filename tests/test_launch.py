@@ -152,6 +152,24 @@ def test_flags_are_set_before_jax_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=launch.PACKAGE.parent, check=False).returncode == 0
 
 
+def test_a_flag_that_the_compiler_does_not_know_is_refused_by_name(note, tmp_path, monkeypatch, capsys):
+    (tmp_path / "xla_flags" / "cpu").mkdir(parents=True)
+    (tmp_path / "xla_flags" / "cpu" / "wild.txt").write_text("# why\n--xla_cpu_run_faster=true\n")
+    monkeypatch.setattr(launch, "home", lambda: tmp_path)
+    assert launch.run([f"--config={note}", "--config.xla_flags=cpu/wild", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert "--xla_cpu_run_faster: the compiler does not know it" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config.distributed", "--config.distributed=true"])
+def test_processes_are_joined_before_the_job(note, tmp_path, monkeypatch, flag):
+    joined = []
+    monkeypatch.setattr(launch.distributed, "join", lambda: joined.append((tmp_path / "w" / "seen.json").exists()))
+    assert launch.run([f"--config={note}", flag, f"--workdir={tmp_path / 'w'}"]) == 0
+    assert joined == [False]
+    assert seen(tmp_path / "w")["end"] == "well"
+
+
 def test_the_console_script_is_the_same_entry():
     from importlib.metadata import entry_points
 

@@ -1,5 +1,6 @@
 """Named sets of XLA flags: `xla_flags/<chip>/<purpose>.txt`, loaded before JAX starts.
 
+`<chip>` is a name of the chip table, or `gpu` where a set serves every chip of that platform.
 A set file holds one flag a line, `--name=value`, and above each a comment that says why it is there.
 Blank lines and further comments are free. An empty set is a file of comments.
 """
@@ -31,6 +32,11 @@ class Flag:
     def __str__(self) -> str:
         return f"--{self.name}={self.value}"
 
+    @property
+    def option(self) -> bool | int | float | str:
+        """The value as `compile(compiler_options={name: option})` takes it: typed, where it reads as a type."""
+        return as_option(self.value)
+
 
 @dataclasses.dataclass(frozen=True)
 class FlagSet:
@@ -44,6 +50,18 @@ class FlagSet:
         return " ".join(map(str, self.flags))
 
 
+def as_option(value: str) -> bool | int | float | str:
+    """A flag's value as a compile option: "true" is True, "3" is 3, what reads as neither is itself."""
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
 def available(root: Path = ROOT) -> tuple[str, ...]:
     """Names of the sets there are: "cpu/default", …"""
     return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.glob("*/*.txt")))
@@ -54,8 +72,13 @@ def load(name: str, root: Path = ROOT) -> FlagSet:
     path = root / f"{name}.txt"
     if not path.is_file() or name not in available(root):
         raise ValueError(f"No XLA flag set is called {name!r} in {root}; there are: {', '.join(available(root))}.")
-    platform = chips.find(name.split("/")[0]).platform
-    return FlagSet(name, VARIABLES[platform], parse(path.read_text(), str(path)))
+    return FlagSet(name, variable_of(name), parse(path.read_text(), str(path)))
+
+
+def variable_of(name: str) -> str:
+    """The environment variable for a set of that name; its folder is a chip, or a platform for all its chips."""
+    folder = name.split("/")[0]
+    return VARIABLES[folder if folder in VARIABLES else chips.find(folder).platform]
 
 
 def parse(text: str, where: str) -> tuple[Flag, ...]:

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 
 from flexjax.hardware import xla_flags
@@ -25,17 +21,27 @@ def test_every_set_in_the_tree_parses(name):
     assert all(flag.reason for flag in flags.flags)
 
 
-@pytest.mark.parametrize("name", [name for name in xla_flags.available() if name.startswith("cpu/")])
-def test_the_installed_compiler_knows_the_flags_of_the_cpu_sets(name, tmp_path):
-    program = (
-        f"from flexjax.hardware import xla_flags; xla_flags.apply(xla_flags.load({name!r}));"
-        "import jax; print(jax.jit(lambda x: x + 1)(1))"
-    )
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "2", done.stderr
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [
+        ("true", True),
+        ("false", False),
+        ("98304", 98304),
+        ("0.5", 0.5),
+        ("ENABLED", "ENABLED"),
+        ("xla_dump", "xla_dump"),
+    ],
+)
+def test_values_are_typed_for_the_compiler(value, option):
+    got = xla_flags.as_option(value)
+    assert got == option and type(got) is type(option)
+
+
+def test_a_folder_is_a_chip_or_a_platform():
+    assert xla_flags.variable_of("v5e/latency") == "LIBTPU_INIT_ARGS"
+    assert xla_flags.variable_of("h100/latency") == xla_flags.variable_of("gpu/latency") == "XLA_FLAGS"
+    with pytest.raises(ValueError, match="No chip is called 'v9'"):
+        xla_flags.variable_of("v9/latency")
 
 
 def test_reasons_and_order_are_kept():
