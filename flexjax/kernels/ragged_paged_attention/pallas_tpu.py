@@ -1,0 +1,147 @@
+"""Ragged paged attention on TPUs: JAX's own Pallas kernel, over our pages.
+
+The kernel (jax.experimental.pallas.ops.tpu.ragged_paged_attention) wants keys and values interleaved in one
+axis, `[num_pages, page_size, 2 K, H]`, which our `[num_pages, page_size, K, 2, H]` is. It is called here and
+not through its own wrapper because that names no cost, and a compiler that is not told counts a kernel as free.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
+from jaxtyping import Array, Float, Int
+
+BLOCK_KV = 1024  # Tokens of one sequence read at a time.
+MAX_BLOCK_PAGES = 16  # More copies in flight spill scalar registers.
+BLOCK_QUERIES = 64  # Rows of a prefill at a time.
+BLOCK_DECODES = 16  # Rows of pure decoding at a time: every sequence of a block computes all its rows.
+VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
+LANES = 128  # Of a vector register; the kernel reads whole ones.
+
+
+def ragged_paged_attention(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    query_starts: Int[Array, "B+1"],
+    kv_lengths: Int[Array, "B"],
+    page_table: Int[Array, "B P"],
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    max_query_len: int,
+) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+    """The contract of `api.py`. The declared cost is that of contexts as long as the page table is wide: the most
+    that a call can read."""
+    _refuse(q, kv_pages)
+    T = q.shape[0]
+    num_pages, page_size, K, _, H = kv_pages.shape
+    B = page_table.shape[0]
+
+    row = jnp.arange(T, dtype=jnp.int32)
+    live = row < query_starts[B]
+    sequence = row if max_query_len == 1 else jnp.searchsorted(query_starts[1:], row, side="right").astype(jnp.int32)
+    sequence = jnp.clip(sequence, 0, B - 1)
+    position = kv_lengths[sequence] - query_starts[sequence + 1] + row
+    page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
+    new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)
+    kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
+
+    out = _attend(
+        q,
+        kv_pages.reshape(num_pages, page_size, 2 * K, H),
+        kv_lengths,
+        page_table,
+        query_starts,
+        jnp.sum(query_starts[1:] > query_starts[:B], dtype=jnp.int32)[None],
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        max_query_len=max_query_len,
+    )
+    return jnp.where(live[:, None, None], out, jnp.zeros((), out.dtype)), kv_pages
+
+
+def _refuse(q: Array, kv_pages: Array) -> None:
+    num_kv_heads, head_dim = kv_pages.shape[2], q.shape[2]
+    if head_dim % LANES:
+        raise NotImplementedError(f"head_dim={head_dim} is no multiple of {LANES}, the lanes that the kernel reads")
+    served = (jnp.bfloat16, jnp.float32)
+    if q.dtype not in served or kv_pages.dtype not in served:
+        raise NotImplementedError(
+            f"q is {q.dtype.name} and kv_pages are {kv_pages.dtype.name}; bfloat16 and float32 are served"
+        )
+    sublanes = 2 * num_kv_heads * kv_pages.dtype.itemsize // 4
+    if sublanes not in (1, 2, 4) and sublanes % 8:
+        raise NotImplementedError(
+            f"the keys and values of {num_kv_heads} heads in {kv_pages.dtype.name} fill {sublanes} sublanes of a "
+            "tile; 1, 2, 4 or a multiple of 8 are served"
+        )
+
+
+def _attend(
+    q: Float[Array, "T N H"],
+    kv_pages: Float[Array, "num_pages page_size 2K H"],
+    kv_lengths: Int[Array, "B"],
+    page_table: Int[Array, "B P"],
+    query_starts: Int[Array, "B+1"],
+    num_seqs: Int[Array, "1"],
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    max_query_len: int,
+) -> Float[Array, "T N H"]:
+    """Attention over pages that hold the rows' own keys and values already; rows of nobody get anything."""
+    T, N, H = q.shape
+    _, page_size, KV, _ = kv_pages.shape
+    pages_per_seq = page_table.shape[1]
+    block_queries = min(T, BLOCK_DECODES if max_query_len == 1 else BLOCK_QUERIES)
+    block_pages = min(pages_per_seq, MAX_BLOCK_PAGES, max(1, BLOCK_KV // page_size))
+    heads, kv_heads = kernel.get_min_heads_per_blk(N, KV, q.dtype, kv_pages.dtype)
+    by_head = pl.BlockSpec((block_queries, heads, H), lambda h, i, *_: (i, h, 0))
+    statistics = pltpu.VMEM((kv_heads // 2, block_queries * N // (KV // 2), LANES), jnp.float32)
+    scalars = (kv_lengths, page_table, query_starts, jnp.zeros(2, jnp.int32), num_seqs)
+    call = pl.pallas_call(
+        functools.partial(
+            kernel.ragged_paged_attention_kernel, sm_scale=scale, sliding_window=window, soft_cap=softcap
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(N // heads, pl.cdiv(T, block_queries)),
+            in_specs=[by_head, pl.BlockSpec(memory_space=pl.ANY)],
+            out_specs=by_head,
+            scratch_shapes=[
+                pltpu.VMEM((2, block_pages, page_size, kv_heads, H), kv_pages.dtype),  # One read, one computed on.
+                pltpu.SemaphoreType.DMA((2,)),
+                statistics,
+                statistics,
+                pltpu.VMEM((block_queries, heads, H), jnp.float32),
+            ],
+        ),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        cost_estimate=_cost(q, kv_pages, page_table, max_query_len),
+        name="ragged_paged_attention",
+    )
+    return call(*scalars, q, kv_pages)
+
+
+def _cost(q: Array, kv_pages: Array, page_table: Array, max_query_len: int) -> pl.CostEstimate:
+    """Of every sequence at the full width of the page table, each page read once a block of its rows."""
+    T, N, H = q.shape
+    B, P = page_table.shape
+    S, row_bytes = P * kv_pages.shape[1], kv_pages.shape[2] * H * kv_pages.dtype.itemsize
+    reads = max(B, T // BLOCK_QUERIES) if max_query_len > 1 else B
+    return pl.CostEstimate(
+        flops=4 * T * N * H * S,
+        transcendentals=T * N * S,
+        bytes_accessed=reads * S * row_bytes + 2 * q.size * q.dtype.itemsize,
+    )
