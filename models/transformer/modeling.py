@@ -21,6 +21,7 @@ from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
+from models.transformer.scan import Scan
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
 
 RopeTables = tuple[Array, Array] | None
-# Queries, keys and values of every row → the mixed values and the layer's cache with the rows written.
+# Queries, keys and values of every row → the mixed values and the cache with the rows written.
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
@@ -169,7 +170,13 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A `flexjax.causal_lm.CausalLM`."""
+    """A `flexjax.causal_lm.CausalLM`.
+
+    `blocks` is a list with one array a layer, or after `stacked` a `Scan`, and the cache likewise a list with a
+    leaf a layer, or of one leaf with a leading layer axis.
+    """
+
+    blocks: nnx.List | Scan
 
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         make = Maker(config, dtype, rngs)
@@ -183,12 +190,16 @@ class Transformer(nnx.Module):
     def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
         """Hidden states of every row of a ragged step, and the paged cache with its tokens written."""
 
-        def attend(layer: Layer, pages: Array, q: Array, k: Array, v: Array):
-            return ragged_paged_attention(
-                q, k, v, pages, batch.query_starts, batch.kv_lengths, batch.page_table,
+        def attend(layer: Layer, pages: Array, index: Array | None, q: Array, k: Array, v: Array):
+            pool, table = pages, batch.page_table
+            if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
+                pool, table = pages.reshape(-1, *pages.shape[2:]), table + index * pages.shape[1]
+            mixed, pool = ragged_paged_attention(
+                q, k, v, pool, batch.query_starts, batch.kv_lengths, table,
                 scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
                 max_query_len=batch.max_query_len,
             )  # fmt: skip
+            return mixed, pool.reshape(pages.shape)
 
         return self._forward(batch.tokens, batch.positions, cache, attend)
 
@@ -205,20 +216,22 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
 
-        def attend(layer: Layer, kv: Array | None, q: Array, k: Array, v: Array):
+        def attend(layer: Layer, kv: Array | None, index: Array | None, q: Array, k: Array, v: Array):
             seen_at = positions
             if kv is None:
                 seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
             else:
                 rows = jnp.broadcast_to(jnp.arange(batch_size)[:, None], (batch_size, length))
-                kv = kv.at[rows, positions].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")
-                k, v = kv[:, :, :, 0].astype(q.dtype), kv[:, :, :, 1].astype(q.dtype)
+                at = (rows, positions) if index is None else (index, rows, positions)
+                kv = kv.at[at].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")
+                own = kv if index is None else kv[index]
+                k, v = own[:, :, :, 0].astype(q.dtype), own[:, :, :, 1].astype(q.dtype)
             mixed = dense_attention(
                 q, k, v, seen_at, scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap
             )
             return mixed, kv
 
-        leaves = [None] * self.config.num_layers if cache is None else cache
+        leaves = [None] * self._num_leaves if cache is None else cache
         hidden, new_cache = self._forward(tokens, positions, leaves, attend)
         return hidden, None if cache is None else new_cache
 
@@ -233,9 +246,13 @@ class Transformer(nnx.Module):
         for rope in dict.fromkeys(layer.rope for layer in config.layers):
             if rope is not None:
                 tables[rope] = rope.tables(positions, config.head_dim)
+        if isinstance(self.blocks, Scan):
+            (leaf,) = cache
+            x, leaf = self.blocks(x, tables, leaf, attend)
+            return self.final_norm(x), [leaf]
         new_cache = []
         for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
-            x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf))
+            x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf, None))
             new_cache.append(leaf)
         return self.final_norm(x), new_cache
 
@@ -248,22 +265,42 @@ class Transformer(nnx.Module):
         logits = jnp.einsum(spec, hidden, weight, preferred_element_type=jnp.float32)
         return softcapped(logits, self.config.final_softcap)
 
+    def stacked(self) -> "Transformer":
+        """The same model with the weights of its repeating layers stacked and the layers in a loop.
+
+        It compiles in the time of one repetition, and its cache is one array. Chips with a compiler that
+        fuses the slice of a layer's weights into their product like it; CPU copies every slice first.
+        """
+        if isinstance(self.blocks, Scan):
+            return self
+        model = nnx.merge(*nnx.split(self))
+        model.blocks = Scan(self.config.layers, self.blocks)
+        return model
+
+    @property
+    def _num_leaves(self) -> int:
+        return 1 if isinstance(self.blocks, Scan) else self.config.num_layers
+
     @property
     def query_scale(self) -> float:
         scalar = self.config.query_scalar
         return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[CacheLeaf]:
-        """One `[num_pages, page_size, K, 2, H]` leaf a layer; attention needs no state slots."""
+        """One `[num_pages, page_size, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked; attention
+        needs no state slots."""
         return self._cache((num_pages, page_size), ("pages", "page"), dtype)
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
-        """One `[B, S, K, 2, H]` leaf a layer."""
+        """One `[B, S, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked."""
         return self._cache((batch_size, length), ("batch", "length"), dtype)
 
     def _cache(self, leading: tuple[int, int], names: tuple[str, str], dtype: Any) -> list[CacheLeaf]:
         shape = (*leading, self.config.num_kv_heads, 2, self.config.head_dim)
-        return [CacheLeaf(shape, dtype, (*names, "kv_heads", None, "head_dim")) for _ in self.config.layers]
+        axes = (*names, "kv_heads", None, "head_dim")
+        if isinstance(self.blocks, Scan):
+            return [CacheLeaf((self.config.num_layers, *shape), dtype, ("layers", *axes))]
+        return [CacheLeaf(shape, dtype, axes) for _ in self.config.layers]
 
 
 def softcapped(x: Array, cap: float | None) -> Array:

@@ -1,0 +1,86 @@
+"""Layers in a loop: the weights of a repeating pattern of layers stacked, the cache of all layers carried."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models.transformer.config import Layer
+
+
+def period(layers: Sequence[Layer]) -> int:
+    """Length of the pattern that repeats from the first layer on, with the fewest layers left to trace."""
+    count = len(layers)
+    repeats = [p for p in range(1, count + 1) if all(layers[i] == layers[i % p] for i in range(count))]
+    return min(repeats, key=lambda p: p + count % p)
+
+
+class Scan(nnx.Module):
+    """The blocks of a model as a loop over groups of its repeating layer pattern, the rest after it.
+
+    Each parameter of the pattern is one array with a leading axis, "layers", of the groups; the program
+    holds one group whatever the depth. The cache rides in the carry and every layer reads and writes it by
+    its own index: as inputs and outputs of the loop it would be held twice.
+    """
+
+    def __init__(self, layers: Sequence[Layer], blocks: Sequence[nnx.Module]):
+        size = period(layers)
+        self.pattern = tuple(layers[:size])
+        self.groups = len(layers) // size
+        looped = size * self.groups
+        self.rest_pattern = tuple(layers[looped:])
+        self.group = nnx.List([_stacked(blocks[i:looped:size]) for i in range(size)])
+        self.rest = nnx.List(blocks[looped:])
+
+    def __call__(
+        self, x: Float[Array, "*T D"], tables: Mapping[Any, Any], cache: Any, attend: Callable[..., Any]
+    ) -> tuple[Float[Array, "*T D"], Any]:
+        """`attend(layer, cache, index, q, k, v)` gives the mixed values and the cache of all layers."""
+        graph, state = nnx.split(self.group)
+        flat = nnx.to_flat_state(state)
+        # Each weight enters the loop as the matrix that it is multiplied as: XLA fuses the slice of a layer's
+        # weights into their product only where nothing, not even a reshape, stands between the two.
+        matrices = [_matrix(parameter) for _, parameter in flat]
+
+        def step(carry, xs):
+            number, matrices = xs
+            weights = [(path, p.replace(m.reshape(p.shape[1:]))) for (path, p), m in zip(flat, matrices, strict=True)]
+            blocks = nnx.merge(graph, nnx.from_flat_state(weights))
+            return run(blocks, self.pattern, number * len(self.pattern), *carry), None
+
+        def run(blocks, pattern, first, x, cache):
+            for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True)):
+
+                def here(q, k, v, layer=layer, index=first + i, cache=cache):
+                    return attend(layer, cache, index, q, k, v)
+
+                x, cache = block(x, tables[layer.rope], here)
+            return x, cache
+
+        numbers = jnp.arange(self.groups, dtype=jnp.int32)
+        (x, cache), _ = jax.lax.scan(step, (x, cache), (numbers, matrices))
+        return run(self.rest, self.rest_pattern, jnp.int32(self.groups * len(self.pattern)), x, cache)
+
+
+def _matrix(parameter: nnx.Param) -> Array:
+    """A stacked parameter, with its heads side by side where they are what it sums over."""
+    shape, axes = list(parameter.shape), parameter.get_metadata("axes")
+    if axes[1:] == ("heads", "head_dim", "embed"):
+        shape[1:3] = [shape[1] * shape[2]]
+    return parameter[...].reshape(shape)
+
+
+def _stacked(blocks: Sequence[nnx.Module]) -> nnx.Module:
+    """One block whose parameters are those of `blocks`, stacked."""
+    graph, _ = nnx.split(blocks[0])
+    states = [dict(nnx.to_flat_state(nnx.state(block))) for block in blocks]
+    stacked = {
+        path: nnx.Param(
+            jnp.stack([state[path][...] for state in states]), axes=("layers", *parameter.get_metadata("axes"))
+        )
+        for path, parameter in states[0].items()
+    }
+    return nnx.merge(graph, nnx.from_flat_state(stacked))
