@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from flexjax.bench.result import StartUp, StatsSample
-from flexjax.bench.target import TargetStats
+from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.llm import LLM
@@ -59,8 +60,8 @@ class EngineTarget:
             "software": "flexjax engine",
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
-            "weights_dtype": config.dtype,
-            "cache_dtype": str(runner.cache_dtype),
+            "weights_dtype": allocated_dtypes("weights", config.dtype, jax.tree.leaves(nnx.state(runner.model()))),
+            "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, jax.tree.leaves(runner.cache)),
             "weights_bytes": runner.weight_bytes,
             "cache_bytes": runner.cache_bytes,
             "batching": "continuous, paged",

@@ -22,7 +22,7 @@ import numpy as np
 from flexjax import causal_lm
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.static_batch import Batch, Programs
-from flexjax.bench.target import TargetStats
+from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import load_vocabulary
@@ -63,7 +63,7 @@ class StockTarget:
         self._stopping = False
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
-        self._samples: list[StatsSample] = []
+        self._samples: collections.deque[StatsSample] = collections.deque(maxlen=100_000)
         self._steps, self._host_s, self._device_s = 0, 0.0, 0.0
 
     def start(self) -> StartUp:
@@ -113,7 +113,7 @@ class StockTarget:
             "software": "flexjax stock",
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
-            "weights_dtype": ",".join(sorted({str(w.dtype) for w in jax.tree.leaves(programs.weights)})),
+            "weights_dtype": allocated_dtypes("weights", self.config.dtype, jax.tree.leaves(programs.weights)),
             "cache_dtype": self.config.dtype,
             "weights_bytes": sum(w.nbytes for w in jax.tree.leaves(programs.weights)),
             "cache_bytes_largest": programs.cache_bytes(programs.batch_sizes[-1], programs.cache_lengths[-1]),

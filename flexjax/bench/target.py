@@ -1,6 +1,7 @@
 """What is measured: anything that takes requests and tells when their tokens come."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from flexjax.bench.result import StartUp, StatsSample
@@ -15,6 +16,14 @@ class TargetStats:
     steps: int = 0
     host_s: float = 0.0  # Of the steps' time, spent in Python outside the device.
     device_s: float = 0.0  # Spent waiting for the device.
+
+
+def allocated_dtypes(what: str, requested: str, arrays: Iterable[Any]) -> str:
+    """The dtypes really allocated, e.g. "bfloat16"; RuntimeError where another than the requested is among them."""
+    found = sorted({str(array.dtype) for array in arrays})
+    if found != [requested]:
+        raise RuntimeError(f"The {what} must be {requested}, as requested; allocated were {', '.join(found)}.")
+    return requested
 
 
 class Target(Protocol):

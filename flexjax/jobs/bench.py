@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
+from flexjax import kernels
 from flexjax.bench import ab
 from flexjax.bench.engine_target import EngineTarget
 from flexjax.bench.http_target import HttpConfig, HttpTarget
@@ -25,7 +26,7 @@ from flexjax.bench.validity import limits_met
 from flexjax.bench.workload import Item, WorkloadConfig, build_workload
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import compile_cache
-from flexjax.records import append, environment, write_json
+from flexjax.records import append, environment, to_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,7 @@ def run(config: Config, workdir: Path) -> int:
     Each run's row is stored as soon as it is over, so that a crash loses at most the one in flight.
     """
     compile_cache.enable()
+    kernels.forget()  # So that the bodies named are those of this job.
     console = Console(highlight=False)
     tokenizer, max_context = _tokenizer_and_context(config)
     items = build_workload(config.workload, tokenizer, max_context)
@@ -151,7 +153,12 @@ class _Bench:
             self._say(
                 f"{target.name:12} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
             )
-        self._machine = environment.collect()
+        used = kernels.bodies_used()
+        bodies = to_json({op: [choice.body for choice in choices] for op, choices in used.items()})
+        self._machine = environment.collect() | {"software.kernels": bodies}
+        for op, choices in used.items():
+            self.notes += [f"Kernel {op}: {choice.body}" for choice in choices]
+            self.notes += [f"{op}: {name} passed over, {why}" for c in choices for name, why in c.passed_over]
 
     def judge(self, tokenizer: Tokenizer, max_context: int) -> None:
         """Quality first: it also warms both sides with real requests."""
