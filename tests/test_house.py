@@ -19,7 +19,8 @@ ARROWS = {
     "records": {"hardware"},
     "train": {"engine", "kernels", "hardware"},
     "bench": {"engine", "train", "records", "hardware"},
-    "jobs": {"engine", "train", "bench", "records", "kernels", "hardware"},
+    "sweep": set(),
+    "jobs": {"engine", "train", "bench", "sweep", "records", "kernels", "hardware"},
     "launch": {"jobs", "hardware"},
     "models": {"kernels", "hardware"},
 }
