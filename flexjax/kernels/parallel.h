@@ -40,7 +40,7 @@ void ParallelFor(xla::ffi::ThreadPool& pool, int64_t threads, int64_t n, const F
       counters->done.fetch_add(1, std::memory_order_release);
     }
   };
-  for (int64_t h = 0; h < helpers; ++h) pool.Schedule(decltype(work)(work));  // A copy each: Schedule takes only rvalues.
+  for (int64_t h = 0; h < helpers; ++h) pool.Schedule(decltype(work)(work));  // It takes rvalues: a copy each.
   work();
   while (counters->done.load(std::memory_order_acquire) < n) FLEXJAX_PAUSE();
 }

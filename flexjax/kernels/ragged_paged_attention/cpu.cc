@@ -27,7 +27,7 @@ namespace {
 
 constexpr int kTile = 32;         // tokens whose scores are held at once
 constexpr int kSpan = 512;        // tokens of one online softmax; spans are merged in order
-constexpr int kMaxQueries = 32;   // query vectors (rows * G) that share a tile
+constexpr int kMaxQueries = 64;   // query vectors (rows * G) that share a tile
 constexpr int kFewQueries = 4;    // up to so many read the tokens in place
 constexpr float kNoScore = -1e30f;
 constexpr float kLog2E = 1.44269504f;
