@@ -3,6 +3,7 @@
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.llm import LLM
+from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.engine.stats import EngineStats
 
@@ -12,8 +13,10 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "Replicas",
     "Request",
     "RequestOutput",
     "SamplingParams",
     "TokenEvent",
+    "load_engine",
 ]

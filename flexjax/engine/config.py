@@ -2,10 +2,13 @@
 
 import dataclasses
 
+from flexjax.hardware.mesh import MeshConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Sizes and limits of one engine; all counts are in the unit of their comment.
+    """Sizes and limits of one engine; all counts are in the unit of their comment. With `mesh.data` > 1 they
+    are those of each replica.
 
     Raises ValueError at construction for a value outside its range.
     """
@@ -17,9 +20,10 @@ class EngineConfig:
     max_num_batched_tokens: int = 256  # Rows in one step; longer prompts are prefilled in chunks.
     page_size: int = 16  # Tokens a page.
     num_pages: int | None = None  # None: enough for every sequence at full length, within cache_gib.
-    cache_gib: float = 4.0  # Bound on the cache when num_pages is None.
+    cache_gib: float = 4.0  # Bound on the cache of each device when num_pages is None.
     decode_steps: int = 4  # Decode steps in one dispatch while nobody can be admitted.
     pipeline_depth: int = 2  # Dispatches in flight: 2 lets the host work while the device does.
+    mesh: MeshConfig | None = None  # None is one device; else tensor, expert and data over all of them.
 
     def __post_init__(self):
         rules = [

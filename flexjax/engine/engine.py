@@ -11,14 +11,15 @@ import threading
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flexjax import causal_lm
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.pages import PagePool
+from flexjax.engine.placement import Placement
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
@@ -27,23 +28,29 @@ from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.stats import EngineStats, StepSample
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
+from flexjax.hardware.mesh import make_mesh
+from flexjax.hardware.sharding import SERVING, place
 
 
 class Engine:
-    """Continuous batching of one model on its device.
+    """Continuous batching of one model, on its device or split over a mesh.
 
     `submit` refuses a bad request with a ValueError and touches nothing else; from then on everything
     about a request reaches its listener as `TokenEvent`s, on the engine's thread. A listener that
     raises ends its own request alone.
     """
 
-    def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig):
+    def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig, mesh: Mesh | None = None):
+        """`mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`)."""
         started = time.perf_counter()
+        if mesh is None and config.mesh is not None:
+            mesh = make_mesh(config.mesh)
+        self.placement = Placement(mesh)
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary
         self.max_model_len = _context_limit(config, model)
-        self.pool = PagePool(_num_pages(config, model, self.max_model_len), config.page_size)
+        self.pool = PagePool(_num_pages(config, model, self.max_model_len, self.placement), config.page_size)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=config.max_num_seqs,
@@ -55,6 +62,7 @@ class Engine:
             config,
             num_pages=self.pool.capacity + 1,
             pages_per_seq=self.pool.pages_for(self.max_model_len),
+            mesh=mesh,
         )
         self.runner.compile()
         self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)
@@ -69,20 +77,28 @@ class Engine:
         self._failure: BaseException | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, config: EngineConfig | None = None) -> "Engine":
+    def load(cls, directory: str | Path, config: EngineConfig | None = None, mesh: Mesh | None = None) -> "Engine":
         """The engine of a Hugging Face model directory."""
         config = config or EngineConfig()
+        if mesh is None and config.mesh is not None:
+            mesh = make_mesh(config.mesh)
         started = time.perf_counter()
         family, hf = causal_lm.family_of_directory(directory)
         vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
-        model = family.load(directory, dtype=jnp.dtype(config.dtype))
+        where = {} if mesh is None else {"place": place(mesh, SERVING)}
+        model = family.load(directory, dtype=jnp.dtype(config.dtype), **where)
         loaded = time.perf_counter() - started
-        engine = cls(model, vocabulary, config)
+        engine = cls(model, vocabulary, config, mesh)
         engine.stats.load_seconds += loaded
         return engine
 
     def start(self) -> None:
         """Starts the thread that runs the steps; does nothing when it runs already."""
+        if self.placement.spans_processes:
+            raise NotImplementedError(
+                "An engine over several processes makes the same steps in each, which threads would not: use "
+                "LLM.generate with the same prompts in every process, or one engine a process on its own devices."
+            )
         if self._thread is None:
             self._stopping = False
             self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
@@ -168,6 +184,15 @@ class Engine:
         with self._wake:
             self._inbox.append(request_id)
             self._wake.notify()
+
+    @property
+    def runners(self) -> tuple[StepRunner, ...]:
+        """One: this engine's."""
+        return (self.runner,)
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a request of that id is open."""
+        return request_id in self._live
 
     @property
     def num_open(self) -> int:
@@ -334,19 +359,17 @@ def _context_limit(config: EngineConfig, model: CausalLM) -> int:
     return config.max_model_len or limit
 
 
-def _num_pages(config: EngineConfig, model: CausalLM, max_model_len: int) -> int:
-    """As asked for; else one full-length context for every sequence, as far as cache_gib goes."""
+def _num_pages(config: EngineConfig, model: CausalLM, max_model_len: int, placement: Placement) -> int:
+    """As asked for; else one full-length context for every sequence, as far as each device's cache_gib goes."""
     if config.num_pages is not None:
         return config.num_pages
     wanted = config.max_num_seqs * -(-max_model_len // config.page_size) + 1
-    sizes = [
-        sum(leaf.nbytes for leaf in jax.tree.leaves(spec, is_leaf=lambda x: isinstance(x, causal_lm.CacheLeaf)))
-        for spec in (
-            model.cache_spec(n, config.page_size, 1, jnp.dtype(config.cache_dtype or config.dtype)) for n in (1, 2)
-        )
-    ]
-    page_bytes = max(sizes[1] - sizes[0], 1)
+    dtype = jnp.dtype(config.cache_dtype or config.dtype)
+    one, two = (placement.device_bytes(placement.cache_spec(model, n, config.page_size, 1, dtype)) for n in (1, 2))
+    page_bytes = max(two - one, 1)
     affordable = int(config.cache_gib * 2**30) // page_bytes
     if affordable < 2:
-        raise ValueError(f"One page takes {page_bytes} bytes a model; cache_gib={config.cache_gib} has no room for it.")
+        raise ValueError(
+            f"One page takes {page_bytes} bytes a device; cache_gib={config.cache_gib} has no room for it."
+        )
     return min(wanted, affordable)

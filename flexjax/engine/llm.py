@@ -12,9 +12,12 @@ import numpy as np
 
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
+from flexjax.engine.lockstep import agreed
+from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.engine.score import Scorer
 from flexjax.hardware import compile_cache
+from flexjax.hardware.mesh import MeshConfig
 
 Prompt = str | Sequence[int]
 
@@ -26,28 +29,39 @@ class LLM:
     >>> llm.generate(["def mean(values):"], SamplingParams(temperature=0, max_tokens=32))[0].outputs[0].text
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine | Replicas):
         self.engine = engine
         self._ids = itertools.count()
         self._scorers: dict[int, Scorer] = {}
 
     @classmethod
     def load(
-        cls, path: str | Path, *, dtype: str = "bfloat16", max_model_len: int | None = None, **sizes: Any
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        mesh: MeshConfig | None = None,
+        devices: Sequence[Any] | None = None,
+        **sizes: Any,
     ) -> "LLM":
         """Loads a Hugging Face directory; `sizes` are further fields of `EngineConfig`.
 
+        `mesh` splits the model over `devices` (all of them by default), with `data` replicas of it.
         Compiled steps are kept on disk, so that a second start is quick.
         """
         compile_cache.enable()
-        return cls(Engine.load(path, EngineConfig(dtype=dtype, max_model_len=max_model_len, **sizes)))
+        return cls(
+            load_engine(path, EngineConfig(dtype=dtype, max_model_len=max_model_len, mesh=mesh, **sizes), devices)
+        )
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
         """One `RequestOutput` a prompt, in order, with `params` for all or one for each.
 
-        Every prompt is checked before the first is run: ValueError names the one that cannot be served.
+        Every prompt is checked before the first is run: ValueError names the one that cannot be served. Over a
+        mesh of several processes, each of them makes the same call and gets the same outputs.
         """
         batch = _as_batch(prompts)
         each = [params or SamplingParams()] * len(batch) if not isinstance(params, Sequence) else list(params)
@@ -55,18 +69,25 @@ class LLM:
             raise ValueError(
                 f"Give one SamplingParams for all prompts or one for each; got {len(each)} for {len(batch)}."
             )
+        requests = [self._request(prompt, one) for prompt, one in zip(batch, each, strict=True)]
+        lockstep = self.engine.placement.spans_processes
+        if lockstep:
+            requests = agreed(requests)
         collectors = []
-        for i, (prompt, one) in enumerate(zip(batch, each, strict=True)):
-            collector = _Collector(prompt, self._request(prompt, one))
+        for i, (prompt, request) in enumerate(zip(batch, requests, strict=True)):
+            collector = _Collector(prompt, request)
             try:
                 self.engine.check(collector.request)
             except ValueError as error:
                 raise ValueError(f"Prompt {i}: {error}") from error
             collectors.append(collector)
-        self.engine.start()
+        if not lockstep:
+            self.engine.start()
         for collector in collectors:
             self.engine.submit(collector.request)
         try:
+            while lockstep and self.engine.step():
+                pass
             return [collector.wait() for collector in collectors]
         except BaseException:  # Interrupted: nothing of this call goes on behind the caller's back.
             for collector in collectors:
@@ -79,8 +100,8 @@ class LLM:
         params = params or SamplingParams()
         listener = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
         request = self._request(prompt, params, listener)
-        self.engine.submit(request)
         self.engine.start()
+        self.engine.submit(request)
         open_ends = params.n
         try:
             while open_ends:
@@ -105,11 +126,12 @@ class LLM:
                 )
         if rows_per_step not in self._scorers:
             self._scorers[rows_per_step] = Scorer(
-                engine.runner.model(),
+                engine.runners[0].model(),
                 max_model_len=engine.max_model_len,
                 page_size=engine.config.page_size,
                 cache_dtype=jnp.dtype(engine.config.cache_dtype or engine.config.dtype),
                 rows_per_step=rows_per_step,
+                placement=engine.runners[0].placement,
             )
         return [self._scorers[rows_per_step](tokens) for tokens in batch]
 

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from flexjax import causal_lm
-from flexjax.causal_lm import CausalLM
+from flexjax.causal_lm import CausalLM, zeros
 from flexjax.engine.config import EngineConfig
+from flexjax.engine.placement import shardings_of
 from flexjax.engine.sampling import Sampled, empty_memory
 from flexjax.engine.scheduler import Plan
 from flexjax.engine.step import StepProgram, StepShape, compiler_options
@@ -28,14 +29,23 @@ class StepCost:
 class StepRunner:
     """Compiles every step before the first request, and runs plans through them."""
 
-    def __init__(self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int):
+    def __init__(
+        self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int, mesh: Mesh | None = None
+    ):
         backend = jax.default_backend()
-        self.program = StepProgram(model, config, num_pages=num_pages, pages_per_seq=pages_per_seq, backend=backend)
+        self.program = StepProgram(
+            model, config, num_pages=num_pages, pages_per_seq=pages_per_seq, backend=backend, mesh=mesh
+        )
+        self.placement = self.program.placement
         self.num_pages = num_pages
         self._options = compiler_options(config, backend)
         self._weights = jax.tree.leaves(nnx.state(model))
-        self.cache = causal_lm.zeros(self.program.cache_spec)
-        self.memory = empty_memory(config.max_num_seqs + 1, self.vocab_size)
+        if mesh is not None:
+            self._weights = jax.device_put(self._weights, shardings_of(self.program.weights))
+            self.placement.inspect(self.model(), self.program.cache_spec)
+        self.cache = self.placement.made(lambda: zeros(self.program.cache_spec), self.program.cache)
+        num_slots = config.max_num_seqs + 1
+        self.memory = self.placement.made(lambda: empty_memory(num_slots, self.vocab_size), self.program.memory)
         self._compiled: dict[StepShape, jax.stages.Compiled] = {}
         self.costs: list[StepCost] = []
         self.compile_seconds = 0.0

@@ -53,6 +53,9 @@ class Memory:
     output_counts: Int[Array, "slots V"]
 
 
+MEMORY_AXES = {"last_tokens": ("slots",), "in_prompt": ("slots", "vocab"), "output_counts": ("slots", "vocab")}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampled:

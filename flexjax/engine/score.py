@@ -1,8 +1,5 @@
 """Logits of every position of a given text, through the same paged forward as generation."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,6 +7,7 @@ from jaxtyping import Array, Float
 
 from flexjax import causal_lm
 from flexjax.causal_lm import CausalLM, RaggedBatch
+from flexjax.engine.placement import Placement, shardings_of
 
 
 class Scorer:
@@ -18,12 +16,27 @@ class Scorer:
     It has a small cache of its own, one context long, and compiles at the first call.
     """
 
-    def __init__(self, model: CausalLM, *, max_model_len: int, page_size: int, cache_dtype, rows_per_step: int):
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        max_model_len: int,
+        page_size: int,
+        cache_dtype,
+        rows_per_step: int,
+        placement: Placement,
+    ):
         self.rows_per_step = rows_per_step
+        self._placement = placement
         self._graphdef, self._state = nnx.split(model)
         num_pages = -(-max_model_len // page_size)
-        self._page_table = jnp.arange(1, num_pages + 1, dtype=jnp.int32)[None]
-        self._cache = causal_lm.zeros(model.cache_spec(num_pages + 1, page_size, 1, cache_dtype))
+        self._page_table = np.arange(1, num_pages + 1, dtype=np.int32)[None]
+        spec = placement.cache_spec(model, num_pages + 1, page_size, 1, cache_dtype)
+        abstract = placement.abstract_cache(spec)
+        self._cache = placement.made(lambda: causal_lm.zeros(spec), abstract)
+        self._step = placement.jit(
+            _forward, (placement.whole, shardings_of(abstract)), static_argnums=0, donate_argnums=2
+        )
 
     def __call__(self, tokens) -> np.ndarray:
         """Float32 logits [T, V]; row t predicts token t + 1. What an earlier text left in the cache is never read."""
@@ -32,20 +45,20 @@ class Scorer:
             chunk = np.asarray(tokens[start : start + self.rows_per_step], np.int32)
             padded = np.zeros(self.rows_per_step, np.int32)
             padded[: len(chunk)] = chunk
-            out, self._cache = _forward(
-                self._graphdef,
-                self._state,
-                self._cache,
-                self._page_table,
-                padded,
-                np.int32(start),
-                np.int32(len(chunk)),
-            )
+            with self._placement.in_use():
+                out, self._cache = self._step(
+                    self._graphdef,
+                    self._state,
+                    self._cache,
+                    self._page_table,
+                    padded,
+                    np.int32(start),
+                    np.int32(len(chunk)),
+                )
             logits.append(np.asarray(out)[: len(chunk)])
         return np.concatenate(logits)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _forward(graphdef, state, cache, page_table, tokens, start, length) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
     model = nnx.merge(graphdef, state)
     rows = tokens.shape[0]

@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh
 
-from flexjax.causal_lm import CacheLeaf, CausalLM, RaggedBatch
+from flexjax.causal_lm import CausalLM, RaggedBatch, parameters
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.packing import FROM_DEVICE, Packing
+from flexjax.engine.placement import Placement, shardings_of
 from flexjax.engine.request import MAX_LOGPROBS
-from flexjax.engine.sampling import Controls, Memory, Sampled, count_fed, empty_memory, sample
+from flexjax.engine.sampling import MEMORY_AXES, Controls, Memory, Sampled, count_fed, empty_memory, sample
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -60,21 +63,34 @@ class StepProgram:
     """The steps of one model and engine configuration, stated without an array.
 
     `weights`, `cache` and `memory` are the abstract arguments of every step, so that a step can be compiled
-    where there are no weights, and for a chip that is not there.
+    where there are no weights, and for a chip that is not there. On a mesh they carry their shardings.
     """
 
-    def __init__(self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int, backend: str):
+    def __init__(
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        *,
+        num_pages: int,
+        pages_per_seq: int,
+        backend: str,
+        mesh: Mesh | None = None,
+    ):
         self.config = config
+        self.placement = Placement(mesh)
         self.shapes = step_shapes(config, backend)
         self.vocab_size = model.config.vocab_size
         self.cache_dtype = jnp.dtype(config.cache_dtype or config.dtype)
         self.graphdef, state = nnx.split(model)
-        weights, self.treedef = jax.tree.flatten(state)
-        self.weights = jax.tree.map(_abstract, weights)
+        self.treedef = jax.tree.structure(state)
+        abstract = self.placement.abstract
+        self.weights = [abstract(value, axes) for _, axes, value in parameters(model)]
         num_slots = config.max_num_seqs + 1  # The last one takes what padding sequences write.
-        self.cache_spec = model.cache_spec(num_pages, config.page_size, num_slots, self.cache_dtype)
-        self.cache = jax.tree.map(_abstract, self.cache_spec, is_leaf=lambda x: isinstance(x, CacheLeaf))
-        self.memory = jax.eval_shape(lambda: empty_memory(num_slots, self.vocab_size))
+        self.cache_spec = self.placement.cache_spec(model, num_pages, config.page_size, num_slots, self.cache_dtype)
+        self.cache = self.placement.abstract_cache(self.cache_spec)
+        memory = jax.eval_shape(lambda: empty_memory(num_slots, self.vocab_size))
+        split = {name: abstract(getattr(memory, name), axes) for name, axes in MEMORY_AXES.items()}
+        self.memory = dataclasses.replace(memory, **split)
         self.packings = {
             shape: Packing(shape.num_rows, shape.num_seqs, pages_per_seq, idle_slot=config.max_num_seqs)
             for shape in self.shapes
@@ -84,19 +100,34 @@ class StepProgram:
         """The model over the given weights; nothing is copied."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, weights))
 
-    def lower(self, shape: StepShape) -> jax.stages.Lowered:
+    def lower(self, shape: StepShape, *, free_layouts: bool = False) -> jax.stages.Lowered:
+        """The step of that shape. With `free_layouts` its compiler chooses how the weights lie in memory, else it
+        copies, in every dispatch, those that it wants otherwise; `keep_layouts` makes its choice that of all steps."""
         packing = self.packings[shape]
         body = _decode_steps if shape.decodes_only else _mixed_step
 
         def step(weights, cache, memory, packed):
             return body(self.model(weights), cache, memory, packing.unpack(packed), self.config.decode_steps)
 
-        packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32)
-        return jax.jit(step, donate_argnums=(1, 2)).lower(self.weights, self.cache, self.memory, packed)
+        whole = self.placement.whole
+        packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32, sharding=whole)
+        out = (shardings_of(self.cache), shardings_of(self.memory), whole)
+        weights, options = self.weights, {}
+        if free_layouts:
+            free = [Format(Layout.AUTO, w.sharding) for w in weights]
+            others = (None,) * 3 if whole is None else (shardings_of(self.cache), shardings_of(self.memory), whole)
+            weights, options = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights], {"in_shardings": (free, *others)}
+        with self.placement.in_use():
+            jitted = self.placement.jit(step, out, donate_argnums=(1, 2), **options)
+            return jitted.lower(weights, self.cache, self.memory, packed)
 
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    def keep_layouts(self, compiled: jax.stages.Compiled) -> list[Format]:
+        """Lowers steps from now on for weights as a step with `free_layouts` wants them, and tells where to put them."""
+        formats = compiled.input_formats[0][0]
+        self.weights = [
+            jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=f) for w, f in zip(self.weights, formats, strict=True)
+        ]
+        return formats
 
 
 def _controls(f: dict[str, jax.Array]) -> Controls:

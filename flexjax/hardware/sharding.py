@@ -63,6 +63,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     # Batches.
     "batch": (WHOLE, _over("data", "fsdp")),
     "length": (WHOLE, _over("sequence")),
+    "rows": (WHOLE, WHOLE),  # Of a ragged step.
 }
 
 Rules = Mapping[str, Rule]
@@ -131,6 +132,14 @@ def abstract(value: Any, axes: Axes, mesh: Mesh, rules: Rules) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding(axes, value.shape, mesh, rules))
 
 
+def constrain(x: jax.Array, axes: Axes, rules: Rules) -> jax.Array:
+    """While tracing: `x` split by the rules on the mesh in use; as it is without one, or inside a shard_map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+
+
 def place(mesh: Mesh, rules: Rules) -> Callable[[np.ndarray, Axes], jax.Array]:
     """Puts a host array onto the mesh, every process its own part; no device ever holds the whole.
 
@@ -188,6 +197,22 @@ def check(
         if wasted >= min_bytes:
             findings.append(Finding(name, tuple(value.shape), reason, wasted))
     return sorted(findings, key=lambda f: -f.wasted_bytes)
+
+
+def refuse_idle_axes(arrays: Iterable[tuple[str, Axes, Any]], mesh: Mesh, rules: Rules) -> None:
+    """ValueError for a mesh axis, `data` aside, over which none of the arrays is split: its devices would all do
+    the same work."""
+    used = {m for _, axes, value in arrays for part in spec(axes, value.shape, mesh, rules) for m in _names(part)}
+    idle = [f"{m}={size}" for m, size in mesh.shape.items() if size > 1 and m not in used | {"data"}]
+    if idle:
+        raise ValueError(
+            f"Every mesh axis must split some array of the model; none has a dimension for {', '.join(idle)}. Give "
+            "those devices to tensor or data. (expert needs a mixture of experts; fsdp, sequence and stage train.)"
+        )
+
+
+def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else part or ()
 
 
 def _spec_of(actual: jax.sharding.Sharding) -> str:

@@ -18,6 +18,7 @@ from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zer
 from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
+from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
@@ -83,7 +84,13 @@ def project_heads(x: Float[Array, "*T N H"], weight: nnx.Param, bias: nnx.Param 
 
 def add(x: Float[Array, "*T D"], y: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     """The residual sum, rounded once."""
-    return (x.astype(jnp.float32) + y).astype(x.dtype)
+    return whole((x.astype(jnp.float32) + y).astype(x.dtype))
+
+
+def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
+    """A ragged step's rows are whole on every device of a mesh. Left to itself, XLA would split them wherever a
+    weight is split by `embed`, and gather them again in every layer."""
+    return constrain(x, ("rows", "embed"), SERVING) if x.ndim == 2 else x
 
 
 class Norm(nnx.Module):
@@ -163,9 +170,9 @@ class Block(nnx.Module):
         self.mlp_post_norm = Norm(config, make, "embed", config.norm) if config.post_norms else None
 
     def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
-        y, cache = self.attention(self.attention_norm(x), tables, attend)
+        y, cache = self.attention(whole(self.attention_norm(x)), tables, attend)
         x = add(x, y if self.attention_post_norm is None else self.attention_post_norm(y))
-        y = self.mlp(self.mlp_norm(x))
+        y = self.mlp(whole(self.mlp_norm(x)))
         return add(x, y if self.mlp_post_norm is None else self.mlp_post_norm(y)), cache
 
 
@@ -242,6 +249,7 @@ class Transformer(nnx.Module):
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding[...][positions]
+        x = whole(x)
         tables: dict[Rope | None, RopeTables] = {None: None}
         for rope in dict.fromkeys(layer.rope for layer in config.layers):
             if rope is not None:
@@ -298,9 +306,10 @@ class Transformer(nnx.Module):
     def _cache(self, leading: tuple[int, int], names: tuple[str, str], dtype: Any) -> list[CacheLeaf]:
         shape = (*leading, self.config.num_kv_heads, 2, self.config.head_dim)
         axes = (*names, "kv_heads", None, "head_dim")
+        copies = self.config.num_heads // self.config.num_kv_heads
         if isinstance(self.blocks, Scan):
-            return [CacheLeaf((self.config.num_layers, *shape), dtype, ("layers", *axes))]
-        return [CacheLeaf(shape, dtype, axes) for _ in self.config.layers]
+            return [CacheLeaf((self.config.num_layers, *shape), dtype, ("layers", *axes), copies)]
+        return [CacheLeaf(shape, dtype, axes, copies) for _ in self.config.layers]
 
 
 def softcapped(x: Array, cap: float | None) -> Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels import registry
 from flexjax.kernels.ragged_paged_attention import base, cpu, pallas_tpu, xla
 from flexjax.kernels.ragged_paged_attention.over_heads import over_heads
@@ -74,6 +75,8 @@ def ragged_paged_attention(
     _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
     copies = kv_pages.shape[2] // k.shape[1]
     if copies > 1:
+        # Whole before they are copied; else XLA would gather their weights to compute each copy where it goes.
+        k, v = (constrain(x, ("rows", "kv_heads", "head_dim"), SERVING) for x in (k, v))
         k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
     attend = functools.partial(
         registry.serve,
