@@ -20,7 +20,8 @@ ARROWS = {
     "train": {"engine", "kernels", "hardware"},
     "bench": {"engine", "train", "records", "hardware"},
     "sweep": set(),
-    "jobs": {"engine", "train", "bench", "sweep", "records", "kernels", "hardware"},
+    "tune": {"engine", "kernels", "hardware"},
+    "jobs": {"bench", "train", "sweep", "tune", "records", "engine", "kernels", "hardware"},
     "launch": {"jobs", "hardware"},
     "models": {"kernels", "hardware"},
 }
