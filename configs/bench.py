@@ -19,7 +19,7 @@ def get_config():
 
     # Data
     config.workload = ConfigDict()
-    config.workload.prompts = 459  # Different ones, so that no side gains by remembering.
+    config.workload.prompts = 459  # LoadGen draws from them; no two begin alike.
     config.workload.input = dict(median=40.0, sigma=0.5, low=8, high=96)  # tokens
     config.workload.output = dict(median=18.0, sigma=0.5, low=4, high=48)  # tokens
 

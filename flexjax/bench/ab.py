@@ -61,6 +61,7 @@ def measure(
     """One scenario on one side. Energy and memory are the process's, the idle side's weights included."""
     target = side.target
     gc.collect()  # Now rather than inside the window.
+    before = target.stats()
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with CompileCounter() as compiles, PeakMemory() as memory, EnergyMeter() as meter:
         load = _run(scenario, items, target, log_directory, progress)
@@ -73,9 +74,10 @@ def measure(
         loadgen=load.loadgen,
         limits_bind=side.limits_bind,
     )
+    after = target.stats()
     samples = tuple(
         dataclasses.replace(sample, time_s=sample.time_s - load.start)
-        for sample in target.stats().samples
+        for sample in after.samples
         if load.start <= sample.time_s <= end
     )
     return SideRun(
@@ -86,7 +88,12 @@ def measure(
         verdict=verdict,
         timelines=load.timelines,
         samples=samples,
-        described=target.describe(),
+        described=target.describe()
+        | {
+            "steps": len(samples),
+            "host_s": after.host_s - before.host_s,
+            "device_s": after.device_s - before.device_s,
+        },
         startup=side.startup,
         peak_memory_bytes=memory.device_bytes or memory.process_bytes,
         energy=meter.energy,

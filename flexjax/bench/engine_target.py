@@ -76,7 +76,7 @@ class EngineTarget:
 
     def stats(self) -> TargetStats:
         stats = self.engine.stats
-        samples = [
+        samples = tuple(
             StatsSample(s.time, s.running, s.waiting, s.used_pages / stats.page_capacity) for s in list(stats.samples)
-        ]
-        return TargetStats(tuple(samples), len(samples), stats.host_seconds, stats.wait_seconds)
+        )
+        return TargetStats(samples, stats.host_seconds, stats.wait_seconds)

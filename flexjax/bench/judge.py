@@ -37,7 +37,7 @@ class QualityConfig:
             raise ValueError(f"Quality needs counts of at least 0 and documents of 2 tokens or more; got {self}.")
 
 
-def judge(
+def judge_sides(
     targets: Sequence[Target],
     items: Sequence[Item],
     tokenizer: Tokenizer,

@@ -64,7 +64,7 @@ class StockTarget:
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._samples: collections.deque[StatsSample] = collections.deque(maxlen=100_000)
-        self._steps, self._host_s, self._device_s = 0, 0.0, 0.0
+        self._host_s, self._device_s = 0.0, 0.0
 
     def start(self) -> StartUp:
         began = time.perf_counter()
@@ -123,7 +123,7 @@ class StockTarget:
         }
 
     def stats(self) -> TargetStats:
-        return TargetStats(tuple(self._samples), self._steps, self._host_s, self._device_s)
+        return TargetStats(tuple(self._samples), self._host_s, self._device_s)
 
     def _check(self, request: Request) -> None:
         n_in, params = len(request.prompt_token_ids), request.params
@@ -180,7 +180,6 @@ class StockTarget:
             before = time.perf_counter()
             tokens = batch.read()
             self._device_s += time.perf_counter() - before
-            self._steps += 1
             self._sample(rows, batch)
             for row, token in zip(rows, tokens, strict=False):  # Rows past the batch are padding.
                 if not row.ended:

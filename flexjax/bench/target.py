@@ -12,8 +12,7 @@ from flexjax.engine.request import Request
 class TargetStats:
     """What a target has done since it started."""
 
-    samples: tuple[StatsSample, ...] = ()  # One a step; `time_s` by `time.perf_counter()`.
-    steps: int = 0
+    samples: tuple[StatsSample, ...] = ()  # One a step, of the last steps; `time_s` by `time.perf_counter()`.
     host_s: float = 0.0  # Of the steps' time, spent in Python outside the device.
     device_s: float = 0.0  # Spent waiting for the device.
 

@@ -13,18 +13,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 
 from flexjax import kernels
-from flexjax.bench import ab
-from flexjax.bench.engine_target import EngineTarget
-from flexjax.bench.http_target import HttpConfig, HttpTarget
-from flexjax.bench.judge import QualityConfig, judge
+from flexjax.bench import (
+    BenchResult,
+    EngineTarget,
+    HttpConfig,
+    HttpTarget,
+    Item,
+    Limits,
+    Quality,
+    QualityConfig,
+    Scenario,
+    ScenarioName,
+    SideRun,
+    StockConfig,
+    StockTarget,
+    Target,
+    WorkloadConfig,
+    ab,
+    build_workload,
+    judge_sides,
+)
 from flexjax.bench.report import print_table, records_of, write_report
-from flexjax.bench.result import BenchResult, Quality, SideRun
-from flexjax.bench.scenario import Limits, Scenario, ScenarioName
-from flexjax.bench.stock import StockConfig, StockTarget
-from flexjax.bench.target import Target
 from flexjax.bench.validity import limits_met
-from flexjax.bench.workload import Item, WorkloadConfig, build_workload
-from flexjax.engine.config import EngineConfig
+from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.records import append, environment, to_json, write_json
 
@@ -163,7 +174,7 @@ class _Bench:
     def judge(self, tokenizer: Tokenizer, max_context: int) -> None:
         """Quality first: it also warms both sides with real requests."""
         with self.console.status("judging the answers"):
-            self.quality = judge(
+            self.quality = judge_sides(
                 [side.target for side in self.sides],
                 self.items,
                 tokenizer,

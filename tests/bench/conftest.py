@@ -57,7 +57,7 @@ class FakeTarget:
         return {"software": "fake"}
 
     def stats(self) -> TargetStats:
-        return TargetStats(tuple(self._samples), len(self._samples))
+        return TargetStats(tuple(self._samples), host_s=2.0 * len(self._samples))
 
     def _serve(self) -> None:
         served = 0

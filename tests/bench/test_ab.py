@@ -23,14 +23,16 @@ def test_a_run_holds_what_happened(side, items, tmp_path):
     assert run.metrics.output_tokens == sum(t.n_out for t in run.timelines)
     assert run.loadgen["result_validity"] == "VALID" and run.startup == StartUp(0.25, 0.5)
     assert len(run.samples) == 16 and all(0 <= s.time_s <= run.metrics.duration_s for s in run.samples)
-    assert run.described == {"software": "fake"} and run.peak_memory_bytes > 2**20
+    assert run.described == {"software": "fake", "steps": 16, "host_s": 32.0, "device_s": 0.0}
+    assert run.peak_memory_bytes > 2**20
 
 
 def test_samples_of_an_earlier_run_are_left_out(side, items, tmp_path):
     one = side()
     ab.measure(one, OFFLINE, items, round_index=0, log_directory=tmp_path)
     again = ab.measure(one, OFFLINE, items, round_index=1, log_directory=tmp_path)
-    assert len(again.samples) == 16 and len(one.target.stats().samples) == 32
+    assert len(again.samples) == again.described["steps"] == 16 and again.described["host_s"] == 32.0
+    assert len(one.target.stats().samples) == 32
 
 
 def test_a_compile_inside_the_window_makes_it_invalid(side, items, tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flexjax.bench.judge import QualityConfig, Scores, answer, judge
+from flexjax.bench.judge import QualityConfig, Scores, answer, judge_sides
 from flexjax.bench.stock import StockConfig, StockTarget
 from flexjax.bench.workload import Lengths, WorkloadConfig, build_workload
 
@@ -25,7 +25,7 @@ def never():
 
 
 def test_the_float32_stock_side_is_its_own_reference(stock, questions, byte_tokenizer):
-    found = judge([stock], questions, byte_tokenizer, QualityConfig(documents=2, document_tokens=48), never, 96)
+    found = judge_sides([stock], questions, byte_tokenizer, QualityConfig(documents=2, document_tokens=48), never, 96)
     values = {q.measure: q.value for q in found}
     assert values["rouge_l"] == values["matching_tokens"] == 100
     # A random model knows nothing: about 8 bits a byte, with one token a byte.
@@ -34,7 +34,7 @@ def test_the_float32_stock_side_is_its_own_reference(stock, questions, byte_toke
 
 def test_another_side_is_judged_against_it(stock, fake_target, questions, byte_tokenizer):
     assert not isinstance(fake_target("x"), Scores)
-    found = judge([fake_target("b"), stock], questions, byte_tokenizer, QualityConfig(documents=0), never, 96)
+    found = judge_sides([fake_target("b"), stock], questions, byte_tokenizer, QualityConfig(documents=0), never, 96)
     match = {q.side: q.value for q in found if q.measure == "matching_tokens"}
     assert match["stock"] == 100 and match["b"] < 50
 
@@ -49,7 +49,7 @@ def test_without_a_float32_side_one_is_started(tiny_directory, fake_target, ques
         return started[0]
 
     config = QualityConfig(prompts=2, documents=0)
-    found = judge([fake_target("b")], questions, byte_tokenizer, config, reference, 96)
+    found = judge_sides([fake_target("b")], questions, byte_tokenizer, config, reference, 96)
     assert {q.side for q in found} == {"b"}
     with pytest.raises(RuntimeError, match="takes no requests"):
         answer(started[0], questions[:1])  # It was stopped again.
@@ -69,6 +69,6 @@ def test_a_failed_answer_is_an_error(fake_target, items):
 
 
 def test_nothing_asked_nothing_judged(fake_target, items, byte_tokenizer):
-    assert judge([fake_target()], items, byte_tokenizer, QualityConfig(prompts=0, documents=0), never, 96) == ()
+    assert judge_sides([fake_target()], items, byte_tokenizer, QualityConfig(prompts=0, documents=0), never, 96) == ()
     with pytest.raises(ValueError, match="counts of at least 0"):
         QualityConfig(prompts=-1)
