@@ -96,7 +96,7 @@ start() {
 run_job() {
   [ ${#job[@]} -gt 0 ] || die "run needs the job after --, for example -- --config=configs/sweep.py"
   "$dry_run" || trap remind EXIT
-  on "${hosts[0]}" ".venv/bin/python -m flexjax.launch $(quoted "${job[@]}" --config.executor=ray --config.ray_address=auto \
+  on "${hosts[0]}" ".venv/bin/python -m flexjax.launch $(quoted "${job[@]}" --config.executor.kind=ray --config.executor.ray_address=auto \
     "--workdir=runs/$name")"
 }
 

@@ -44,7 +44,8 @@ def test_run_starts_the_sweep_on_the_first_host(launch):
     assert call[-2] == "a"
     assert shlex.split(call[-1]) == [
         *["cd", "flexjax", "&&", ".venv/bin/python", "-m", "flexjax.launch", "--config=configs/sweep.py"],
-        *["--config.x=a b", "--config.executor=ray", "--config.ray_address=auto", "--workdir=runs/wide"],
+        *["--config.x=a b", "--config.executor.kind=ray", "--config.executor.ray_address=auto"],
+        "--workdir=runs/wide",
     ]
     assert "RUNNING: Ray holds 2 host(s)" in done.stderr
 
