@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2] / "xla_flags"
 # the CPU's compiler, which starts beside it, stop at flags that it does not know.
 VARIABLES = {"cpu": "XLA_FLAGS", "gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 
-_FLAG = re.compile(r"--(?P<name>[a-z0-9_]+)=(?P<value>\S+)")
+_FLAG = re.compile(r"--(?P<name>[a-z0-9_]+)=(?P<value>\S*)")
 
 
 @dataclasses.dataclass(frozen=True)

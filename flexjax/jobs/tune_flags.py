@@ -1,0 +1,139 @@
+"""Searches compiler flags and kernel block sizes for the decoding step, measured on a chip or compiled for one."""
+
+import csv
+import dataclasses
+import datetime
+import shlex
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from flexjax import causal_lm
+from flexjax.engine import EngineConfig
+from flexjax.hardware import chips, compile_cache, mesh, roofline, topology, xla_flags
+from flexjax.records import environment
+from flexjax.tune import (
+    CompiledStep,
+    Cost,
+    Evaluator,
+    Factor,
+    Finding,
+    MeasuredStep,
+    SearchConfig,
+    Trial,
+    decode_program,
+    search,
+    set_file,
+)
+from flexjax.tune.set_file import describe, figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: str  # Model directory; of a compiled search its config.json is enough.
+    # (name, values to try beside the default): flags without dashes, block sizes as <op>.<module>.<CONSTANT>.
+    factors: tuple[tuple[str, tuple[bool | int | float | str, ...]], ...]
+    set_name: str  # "<chip>/<purpose>" of the set file that comes out.
+    evaluate: Literal["measured", "compiled"] = "measured"  # On the chip here, or by the compiler for `chip`.
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    context: int = 128  # Tokens that each sequence of the batch holds.
+    rounds: int = 9  # Measured: of each candidate beside the defaults.
+    dispatches: int = 10  # Measured: in each half of a round.
+    chip: str = ""  # Compiled: a chip of the table,
+    topology: str = "1x1"  # and how many of it, as a grid.
+    search: SearchConfig = SearchConfig()
+
+    def __post_init__(self):
+        if (self.evaluate == "compiled") != bool(self.chip):
+            raise ValueError(f"A compiled search names a chip, a measured one does not; got {self.chip!r}.")
+        if self.context < 1 or self.rounds < 1 or self.dispatches < 1:
+            raise ValueError("context, rounds and dispatches must be at least 1.")
+        xla_flags.variable_of(self.set_name)  # Its chip is known.
+
+
+def run(config: Config, workdir: Path) -> int:
+    """Writes `<purpose>.txt` (the set, with its evidence) and `trials.csv`; 0 also where nothing pays."""
+    console = Console(highlight=False)
+    compile_cache.enable()
+    factors = [Factor(name, values) for name, values in config.factors]
+    with console.status("loading and compiling the defaults"):
+        evaluator, where = _measured(config) if config.evaluate == "measured" else _compiled(config)
+    console.print(f"{config.evaluate} on {where}; below 1 is faster than the defaults", style="dim", markup=False)
+    with (workdir / "trials.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["phase", "candidate", *(f.name for f in dataclasses.fields(Cost)), "reason"])
+
+        def report(trial: Trial) -> None:
+            _say(console, trial)
+            figures = dataclasses.astuple(trial.cost) if trial.cost else ("",) * len(dataclasses.fields(Cost))
+            writer.writerow([trial.phase, describe(trial.candidate), *figures, trial.reason])
+            file.flush()  # A flag may take the compiler, and with it this process, down.
+
+        finding = search(evaluator, factors, config.search, report)
+    engine = config.engine
+    what = (
+        f"The decoding step of {Path(config.model).name}, {engine.dtype}, {engine.max_num_seqs} sequences of "
+        f"{config.context} tokens"
+    )
+    today = datetime.date.today().isoformat()
+    path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
+    path.write_text(set_file(finding, evaluator, what=what, where=where, date=today))
+    xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
+    _print(console, config, finding, evaluator, path)
+    return 0
+
+
+def _measured(config: Config) -> tuple[Evaluator, str]:
+    family, _ = causal_lm.family_of_directory(config.model)
+    model = family.load(config.model, dtype=jnp.dtype(config.engine.dtype))
+    backend = jax.default_backend()
+    program = decode_program(model, config.engine, context=config.context, backend=backend)
+    evaluator = MeasuredStep(model, program, context=config.context, rounds=config.rounds, dispatches=config.dispatches)
+    machine = environment.cpu() if backend == "cpu" else {}
+    running = chips.detect()
+    kind = machine.get("system.cpu.model") or running.device_kind
+    return evaluator, f"{running.units} × {kind}, jaxlib {environment.version('jaxlib')}"
+
+
+def _compiled(config: Config) -> tuple[Evaluator, str]:
+    chip = chips.find(config.chip)
+    devices = topology.devices(chip, config.topology)
+    family, hf = causal_lm.family_of_directory(config.model)
+    model_config = family.config_from_hf(hf)
+    model = nnx.eval_shape(lambda: family.build(model_config, dtype=jnp.dtype(config.engine.dtype)))
+    grid = mesh.make_mesh(mesh.MeshConfig(tensor=-1), devices)
+    program = decode_program(model, config.engine, context=config.context, backend=chip.platform, mesh=grid)
+    limits = roofline.Limits.of(chip, config.engine.dtype)
+    compiler = "libtpu" if chip.platform == "tpu" else "jaxlib"
+    where = f"{config.topology} of {chip.full_name}, {compiler} {environment.version(compiler)}"
+    return CompiledStep(program, limits, chip.platform), where
+
+
+def _say(console: Console, trial: Trial) -> None:
+    console.print(f"  {trial.phase:8} {describe(trial.candidate)}  {figure(trial)}", markup=False, soft_wrap=True)
+
+
+def _print(console: Console, config: Config, finding: Finding, evaluator: Evaluator, path: Path) -> None:
+    if finding.cost is None:
+        console.print(f"Nothing pays: no setting saves {100 * config.search.least_gain:g} % in nearly every round.")
+    else:
+        table = Table(title=f"What pays ({evaluator.kind})")
+        for name in ("setting", "value"):
+            table.add_column(name)
+        for name, value in finding.best.items():
+            table.add_row(name, str(value))
+        console.print(table)
+        cost = finding.cost
+        console.print(
+            f"{cost.default_value:.4g} → {cost.value:.4g} {evaluator.unit}: {cost.ratio:.3f} of the time "
+            f"({cost.low:.3f}–{cost.high:.3f})"
+        )
+    target = f"xla_flags/{config.set_name}.txt"
+    console.print(f"The set and its evidence: {path}", markup=False, soft_wrap=True)
+    console.print(f"To keep it: cp {shlex.quote(str(path))} {target}", markup=False, soft_wrap=True)
+    console.print(f"To use it:  --config.xla_flags={config.set_name}", markup=False, soft_wrap=True)

@@ -1,0 +1,79 @@
+"""A candidate's cost by running it: beside the defaults, in alternating rounds of one process."""
+
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from flexjax.causal_lm import CausalLM, zeros
+from flexjax.engine.sampling import empty_memory
+from flexjax.engine.step import StepProgram
+from flexjax.tune import step
+from flexjax.tune.evaluate import Candidate, Cost
+
+
+class MeasuredStep:
+    """Times the engine's decoding step on the device that is here.
+
+    Rounds go default, candidate, candidate, default, …, so that a drift of the machine meets both alike; a round's
+    ratio is of its two halves alone.
+    """
+
+    kind: Literal["measured"] = "measured"
+    unit = "ms a step"
+
+    def __init__(self, model: CausalLM, program: StepProgram, *, context: int, rounds: int, dispatches: int):
+        self._program, self._rounds, self._dispatches = program, rounds, dispatches
+        self._weights = jax.tree.leaves(nnx.state(model))
+        self._packed = jax.numpy.asarray(step.full_batch(program, context))
+        self._default = self._compile({})
+        self._expected = self._results(self._default)
+        self._state = self._fresh()
+
+    def __call__(self, candidate: Candidate, effort: int = 1) -> Cost:
+        compiled = self._compile(candidate)
+        same = _same(self._results(compiled), self._expected)
+        sides = (self._default, compiled)
+        for side in sides:
+            self._round(side)  # Warms up.
+        times = np.empty((effort * self._rounds, 2))
+        for i in range(len(times)):
+            for side in (0, 1) if i % 2 == 0 else (1, 0):
+                times[i, side] = self._round(sides[side])
+        ratios = times[:, 1] / times[:, 0]
+        low, ratio, high = np.quantile(ratios, (0.1, 0.5, 0.9)).tolist()
+        default_value, value = np.median(times, axis=0).tolist()
+        return Cost(ratio, low, high, value, default_value, same)
+
+    def _compile(self, candidate: Candidate) -> jax.stages.Compiled:
+        return step.compiled_with(
+            self._program,
+            candidate,
+            jax.default_backend(),
+            lambda lowered, options: lowered.compile(compiler_options=options),
+        )
+
+    def _fresh(self) -> tuple[Any, Any]:
+        slots = self._program.config.max_num_seqs + 1
+        return zeros(self._program.cache_spec), empty_memory(slots, self._program.vocab_size)
+
+    def _results(self, compiled: jax.stages.Compiled) -> list[np.ndarray]:
+        """Everything that one dispatch gives from an empty cache: tokens, their probabilities, keys and values."""
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(compiled(self._weights, *self._fresh(), self._packed))]
+
+    def _round(self, compiled: jax.stages.Compiled) -> float:
+        """Milliseconds a step."""
+        cache, memory = self._state
+        began = time.perf_counter()
+        for _ in range(self._dispatches):
+            cache, memory, _ = compiled(self._weights, cache, memory, self._packed)
+        jax.block_until_ready(memory)
+        seconds = time.perf_counter() - began
+        self._state = cache, memory
+        return 1e3 * seconds / (self._dispatches * self._program.config.decode_steps)
+
+
+def _same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
