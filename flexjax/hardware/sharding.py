@@ -134,10 +134,26 @@ def abstract(value: Any, axes: Axes, mesh: Mesh, rules: Rules) -> jax.ShapeDtype
 
 def constrain(x: jax.Array, axes: Axes, rules: Rules) -> jax.Array:
     """While tracing: `x` split by the rules on the mesh in use; as it is without one, or inside a shard_map."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    mesh = _mesh_in_use()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+
+
+def constrain_factor(x: jax.Array, weight: Any, weight_axes: Axes, axis: int, rules: Rules) -> jax.Array:
+    """While tracing: `x`, whose last dimension is multiplied with `axis` of a weight, split there as the weight is.
+
+    The product is then a sum over devices. Left whole, `x` may make XLA gather the weight instead.
+    """
+    mesh = _mesh_in_use()
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+    parts = [*spec(weight_axes, weight.shape, mesh, rules), *[None] * weight.ndim]
+    factor = PartitionSpec(*[None] * (x.ndim - 1), parts[axis])
+    return jax.lax.with_sharding_constraint(x, factor)
+
+
+def _mesh_in_use() -> AbstractMesh | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
 def place(mesh: Mesh, rules: Rules) -> Callable[[np.ndarray, Axes], jax.Array]:

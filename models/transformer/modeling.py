@@ -18,7 +18,7 @@ from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zer
 from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
-from flexjax.hardware.sharding import SERVING, constrain
+from flexjax.hardware.sharding import SERVING, constrain, constrain_factor
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
@@ -70,6 +70,7 @@ def project(x: Float[Array, "*T D"], weight: nnx.Param, bias: nnx.Param | None) 
     stays float32 because what follows (activation, rope, residual) is computed there.
     """
     matrix = weight[...].reshape(weight.shape[0], -1)
+    x = beside(x, weight, axis=0)
     y = jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32)
     y = y.reshape(*x.shape[:-1], *weight.shape[1:])
     return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
@@ -91,6 +92,12 @@ def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     """A ragged step's rows are whole on every device of a mesh. Left to itself, XLA would split them wherever a
     weight is split by `embed`, and gather them again in every layer."""
     return constrain(x, ("rows", "embed"), SERVING) if x.ndim == 2 else x
+
+
+def beside(x: Float[Array, "*T D"], weight: nnx.Param, axis: int) -> Float[Array, "*T D"]:
+    """A ragged step's rows before they are multiplied with `axis` of a weight: split where the weight is."""
+    axes = weight.get_metadata("axes")[-weight.ndim :]  # In a loop over layers, of one layer's weight.
+    return constrain_factor(x, weight, axes, axis, SERVING) if x.ndim == 2 else x
 
 
 class Norm(nnx.Module):
@@ -267,10 +274,10 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
         """Float32 logits, soft-capped where the architecture says so."""
         if self.unembedding is None:
-            spec, weight = "...D,VD->...V", self.embedding[...]
+            spec, weight, axis = "...D,VD->...V", self.embedding, 1
         else:
-            spec, weight = "...D,DV->...V", self.unembedding[...]
-        logits = jnp.einsum(spec, hidden, weight, preferred_element_type=jnp.float32)
+            spec, weight, axis = "...D,DV->...V", self.unembedding, 0
+        logits = jnp.einsum(spec, beside(hidden, weight, axis), weight[...], preferred_element_type=jnp.float32)
         return softcapped(logits, self.config.final_softcap)
 
     def stacked(self) -> "Transformer":
