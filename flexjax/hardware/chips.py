@@ -42,6 +42,8 @@ class Chip:
     idle_watts: float | None = None
     load_watts: float | None = None
     price: Price | None = None
+    clock_ghz: float | None = None  # Of the cores, as the compiler counts cycles.
+    compiler: Mapping[str, Any] | None = None  # What its compiler is told where there is no such chip (`topology`).
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Layers in a loop: the weights of a repeating pattern of layers stacked, the cache of all layers carried."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +54,7 @@ class Scan(nnx.Module):
 
         def run(blocks, pattern, first, x, cache):
             for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True)):
-
-                def here(q, k, v, layer=layer, index=first + i, cache=cache):
-                    return attend(layer, cache, index, q, k, v)
-
-                x, cache = block(x, tables[layer.rope], here)
+                x, cache = block(x, tables[layer.rope], functools.partial(attend, layer, cache, first + i))
             return x, cache
 
         numbers = jnp.arange(self.groups, dtype=jnp.int32)

@@ -45,8 +45,9 @@ def ragged_paged_attention(
 
     row = jnp.arange(T, dtype=jnp.int32)
     live = row < query_starts[B]
-    sequence = row if max_query_len == 1 else jnp.searchsorted(query_starts[1:], row, side="right").astype(jnp.int32)
-    sequence = jnp.clip(sequence, 0, B - 1)
+    # All at once: the search in halves would be a loop of tiny ops in every layer.
+    sequence = jnp.sum(query_starts[None, 1:] <= row[:, None], axis=1, dtype=jnp.int32)
+    sequence = jnp.minimum(sequence, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
     new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)

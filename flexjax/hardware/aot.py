@@ -1,0 +1,95 @@
+"""Programs compiled for devices that may not be there, and what their compiler says of them."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from flexjax.hardware import program
+from flexjax.hardware.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes on each device while a program runs."""
+
+    arguments: int
+    results: int  # That are not written over an argument.
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.results + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    footprint: Footprint
+    program: Program
+    seconds: float  # That compiling took.
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+    """The compiler refused: the program does not fit a device."""
+
+    needed_bytes: int
+    available_bytes: int
+    seconds: float
+
+    @property
+    def missing_bytes(self) -> int:
+        return self.needed_bytes - self.available_bytes
+
+
+def compile(lowered: jax.stages.Lowered, available_bytes: int, **options: Any) -> Compiled | TooLarge:
+    """The program compiled, or by how much it does not fit into `available_bytes` of a device."""
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile(**options)
+    except jax.errors.JaxRuntimeError as error:
+        too_large = _too_large(str(error), time.perf_counter() - started)
+        if too_large is None:
+            raise
+        return too_large
+    seconds = time.perf_counter() - started
+    footprint = footprint_of(compiled)
+    if footprint.total > available_bytes:  # A GPU's compiler does not refuse.
+        return TooLarge(footprint.total, available_bytes, seconds)
+    text = compiled.as_text()
+    assert text is not None
+    return Compiled(footprint, program.read(text), seconds)
+
+
+def footprint_of(compiled: jax.stages.Compiled) -> Footprint:
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    return Footprint(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+
+
+def device_bytes(abstract: Any) -> int:
+    """Bytes on each device of a pytree of arrays or `ShapeDtypeStruct`s, by their shardings."""
+    return sum(_shard_bytes(x) for x in jax.tree.leaves(abstract))
+
+
+def _shard_bytes(x: Any) -> int:
+    shape = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) is not None else x.shape
+    return math.prod(shape) * x.dtype.itemsize
+
+
+def _too_large(message: str, seconds: float) -> TooLarge | None:
+    sizes = re.search(r"\((\d+(?:\.\d+)?)([KMGT])\) exceeds available HBM \((\d+(?:\.\d+)?)([KMGT])\)", message)
+    if "RESOURCE_EXHAUSTED" not in message or sizes is None:
+        return None
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needed, available = (int(float(sizes[i]) * unit[sizes[i + 1]]) for i in (1, 3))
+    return TooLarge(needed, available, seconds)
