@@ -50,7 +50,7 @@ def describable() -> tuple[str, ...]:
     return tuple(name for name, chip in chips.table().items() if chip.compiler is not None)
 
 
-def describe(chip: Chip, topology: str) -> list[Any]:
+def devices(chip: Chip, topology: str) -> list[Any]:
     """Described devices: of a TPU the grid "2x4" (v5e, v6e) or "2x2x1" (v4, v5p, 7x), of a GPU "8" in one host or
     "2x8", hosts × GPUs.
 
