@@ -7,7 +7,7 @@ Hardware  any; written for two CPU cores
 Expect    under 4 minutes after set-up
 
     python -m flexjax.launch --config=configs/bench.py
-    python -m flexjax.launch --config=configs/bench.py --config.engine.max_num_seqs=32 --config.rounds=3
+    python -m flexjax.launch --config=configs/bench.py --config.engine.max_num_seqs=32 --config.rounds=1
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config():
     config.engine = dict(dtype="bfloat16", max_num_seqs=16, max_model_len=144)
 
     # Run
-    config.rounds = 2
+    config.rounds = 3
     config.scenarios = ("SingleStream", "Offline", "Server", "Interactive")
     # MLPerf's limits for Llama 3.1 8B. The rates are fractions of what B did in a short calibration,
     # so that they saturate A on any machine and leave B room.
