@@ -1,0 +1,101 @@
+"""Which body serves a call, and what a wrong call is told."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax import kernels
+from flexjax.kernels.ragged_paged_attention import api, cpu, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec
+
+OP = "ragged_paged_attention"
+SPEC = ArgSpec(N=4, K=2, H=8, page_size=4, sequences=((1, 6), (3, 3)))
+needs_library = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def _empty_record():
+    kernels.forget()
+    yield
+    kernels.forget()
+
+
+def trace(*arguments, **options):
+    """Traces the op, compiling nothing."""
+    return jax.eval_shape(lambda *x: ragged_paged_attention(*x, **{**SPEC.options, **options}), *arguments)
+
+
+@needs_library
+def test_cpu_prefers_its_own_body():
+    trace(*SPEC.arguments())
+    assert kernels.bodies_used()[OP] == (kernels.Choice("cpu"),)
+
+
+def test_dtype_that_is_not_built_falls_back_with_the_reason():
+    q, k, v, pages, *batch = SPEC.arguments()
+    trace(*(x.astype(jnp.float16) for x in (q, k, v)), pages, *batch)
+    assert kernels.bodies_used()[OP] == (
+        kernels.Choice("xla", (("cpu", "q is float16; float32 and bfloat16 are built"),)),
+    )
+    with pytest.raises(NotImplementedError, match="kv_pages is float16"):
+        trace(q, k, v, pages.astype(jnp.float16), *batch, body="cpu")
+
+
+def test_machine_without_the_library_runs_on_plain_jax(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "LIBRARY", cpu.LIBRARY.with_name("_missing.so"))
+    cpu._register.cache_clear()
+    trace(*SPEC.arguments())
+    (choice,) = kernels.bodies_used()[OP]
+    assert choice.body == "xla"
+    assert "C++ compiler" in choice.passed_over[0][1]
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (dict(window=0), "window must be positive or None; got 0"),
+        (dict(softcap=-1.0), "softcap must be positive or None; got -1.0"),
+        (dict(max_query_len=0), "max_query_len must be positive; got 0"),
+        (dict(body="gpu"), "has the bodies base, xla, cpu.*'gpu' was asked for"),
+    ],
+)
+def test_option_out_of_range(spoil: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        trace(*SPEC.arguments(), **spoil)
+
+
+@pytest.mark.parametrize(
+    "which, cut, message",
+    [
+        (0, np.s_[:, :3], "multiple of K; N=3, K=2"),
+        (2, np.s_[:2], r"v must have shape \(4, 2, 8\)"),
+        (3, np.s_[:, :, :, :1], r"kv_pages must have shape \(2, 8\)"),
+        (4, np.s_[:2], r"query_starts must have shape \(3,\)"),
+        (6, np.s_[0], r"page_table \[B, P\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(which: int, cut, message: str):
+    arguments = [np.asarray(x) for x in SPEC.arguments()]
+    arguments[which] = arguments[which][cut]
+    # Past the shape types, which only tests check.
+    with pytest.raises(ValueError, match=message):
+        api._check(*arguments, window=None, softcap=None, max_query_len=3)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "which, value, message",
+    [
+        (4, [0, 1, 9], "nor pass the number of rows; sequence 1 has 9, the bound is 4"),
+        (4, [1, 1, 4], "query_starts must begin at 0"),
+        (5, [6, 2], "kv_lengths counts the new tokens too; sequence 1 has 2"),
+        (5, [6, 99], "kv_lengths must fit the pages of the table; sequence 1 has 99"),
+        (6, [[1, 2, 0], [1000, 0, 0]], "page_table must name existing pages; sequence 1 has 1000"),
+    ],
+)
+def test_batch_that_leads_out_of_the_pages_is_refused_at_run_time(which: int, value, message: str):
+    arguments = list(SPEC.arguments())
+    arguments[which] = jnp.asarray(value, jnp.int32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(ragged_paged_attention(*arguments, body="cpu", **SPEC.options))
