@@ -264,12 +264,12 @@ class Transformer(nnx.Module):
         if isinstance(self.blocks, Scan):
             (leaf,) = cache
             x, leaf = self.blocks(x, tables, leaf, attend)
-            return self.final_norm(x), [leaf]
+            return whole(self.final_norm(x)), [leaf]
         new_cache = []
         for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
             x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf, None))
             new_cache.append(leaf)
-        return self.final_norm(x), new_cache
+        return whole(self.final_norm(x)), new_cache
 
     def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
         """Float32 logits, soft-capped where the architecture says so."""
