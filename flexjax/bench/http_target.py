@@ -27,7 +27,7 @@ UNKNOWN_TOKEN = -1  # Stands in an event for a token whose id the server does no
 
 @dataclasses.dataclass(frozen=True)
 class HttpConfig:
-    url: str  # Without /v1, e.g. http://127.0.0.1:8000
+    url: str = ""  # Without /v1, e.g. http://127.0.0.1:8000; there is no default server.
     model: str = ""  # Name sent with each request; empty asks /v1/models for the first.
     tokenizer: str = ""  # Model directory or tokenizer.json: to send text, and to count tokens as a last resort.
     prompt: Literal["ids", "text"] = "ids"
