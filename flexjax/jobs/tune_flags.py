@@ -63,7 +63,8 @@ def run(config: Config, workdir: Path) -> int:
     factors = [Factor(name, values) for name, values in config.factors]
     with console.status("loading and compiling the defaults"):
         evaluator, where = _measured(config) if config.evaluate == "measured" else _compiled(config)
-    console.print(f"{config.evaluate} on {where}; below 1 is faster than the defaults", style="dim", markup=False)
+    note = f"{config.evaluate} on {where}; below 1 is faster than the defaults"
+    console.print(note, style="dim", markup=False, soft_wrap=True)
     with (workdir / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["phase", "candidate", *(f.name for f in dataclasses.fields(Cost)), "reason"])

@@ -68,6 +68,7 @@ def test_settings_that_hurt_each_other_are_not_taken_together():
 
 
 def test_many_combinations_are_searched_within_the_budget():
+    pytest.importorskip("optuna", reason="optuna is not installed (extra 'search')")
     factors = [Factor(name, (1, 2, 3)) for name in "abcdef"]
     truth = Truth(lambda c: 0.97 ** sum(v == 2 for v in c.values()) * 0.99 ** sum(v == 1 for v in c.values()))
     finding = found(truth, factors, SearchConfig(trials=15))
@@ -82,6 +83,7 @@ def test_where_nothing_pays_nothing_is_found():
 
 def test_noise_alone_is_not_taken_for_a_gain():
     """Twenty useless settings, judged by nine noisy rounds each: the least of them looks good, and is not."""
+    pytest.importorskip("optuna", reason="optuna is not installed (extra 'search')")
     factors = [Factor(f"f{i}", (1, 2)) for i in range(10)]
     finding = found(Truth(product(), noise=0.1), factors)
     assert any(t.cost.ratio < 0.98 for t in finding.trials)
