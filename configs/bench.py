@@ -25,13 +25,17 @@ def get_config():
 
     # Model
     config.model = "models/weights/pydoc-7m"
-    config.engine = dict(dtype="bfloat16", max_num_seqs=16, max_model_len=144)
+    config.engine = dict(dtype="bfloat16", max_num_seqs=64, max_num_batched_tokens=512, max_model_len=144)
+    # 16 is stock's best: 8, 16, 32, 64 gave 837, 1,005, 963, 920 tokens/s offline on two Sapphire Rapids cores.
+    config.a = dict(kind="stock", limits_bind=False, batch_size=16)
 
     # Run
     config.rounds = 3
+    config.calibration_queries = 256  # Enough that filling and draining B's batch weigh little.
+    config.offline = dict(queries=384)
     config.scenarios = ("SingleStream", "Offline", "Server", "Interactive")
     # MLPerf's limits for Llama 3.1 8B. The rates are fractions of what B did in a short calibration,
     # so that they saturate A on any machine and leave B room.
-    config.server = dict(ttft_limit_ms=2000.0, tpot_limit_ms=100.0, of_b=0.8)
+    config.server = dict(ttft_limit_ms=2000.0, tpot_limit_ms=100.0, of_b=0.85)
     config.interactive = dict(ttft_limit_ms=500.0, tpot_limit_ms=30.0, of_b=0.5)
     return config
