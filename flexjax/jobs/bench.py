@@ -127,8 +127,7 @@ def run(config: Config, workdir: Path) -> int:
     bench = _Bench(config, workdir, console, items)
     with ExitStack() as stack:
         bench.start(stack)
-        bench.judge(tokenizer, max_context)
-        if bench.calibrate():
+        if bench.judge(tokenizer, max_context) and bench.calibrate():
             bench.measure()
     result = bench.result()
     if result.runs:
@@ -171,19 +170,24 @@ class _Bench:
             self.notes += [f"Kernel {op}: {choice.body}" for choice in choices]
             self.notes += [f"{op}: {name} passed over, {why}" for c in choices for name, why in c.passed_over]
 
-    def judge(self, tokenizer: Tokenizer, max_context: int) -> None:
-        """Quality first: it also warms both sides with real requests."""
-        with self.console.status("judging the answers"):
-            self.quality = judge_sides(
-                [side.target for side in self.sides],
-                self.items,
-                tokenizer,
-                self.config.quality,
-                lambda: StockTarget(self.config.model, _stock_config(self.config, self.config.a), "reference"),
-                max_context,
-            )
+    def judge(self, tokenizer: Tokenizer, max_context: int) -> bool:
+        """Quality first: it also warms both sides with real requests. False where one cannot answer them."""
+        try:
+            with self.console.status("judging the answers"):
+                self.quality = judge_sides(
+                    [side.target for side in self.sides],
+                    self.items,
+                    tokenizer,
+                    self.config.quality,
+                    lambda: StockTarget(self.config.model, _stock_config(self.config, self.config.a), "reference"),
+                    max_context,
+                )
+        except RuntimeError as error:
+            self.reasons.append(str(error))
+            return False
         for q in self.quality:
             self._say(f"{q.side:12} {q.measure} {q.value:.4g} {q.unit}")
+        return True
 
     def calibrate(self) -> bool:
         """Sets the scenarios, whose Poisson rates may hang on what each side can do; False if that failed."""

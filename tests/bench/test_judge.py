@@ -1,6 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from flexjax.bench.http_target import UNKNOWN_TOKEN
 from flexjax.bench.judge import QualityConfig, Scores, answer, judge_sides
 from flexjax.bench.stock import StockConfig, StockTarget
 from flexjax.bench.workload import Lengths, WorkloadConfig, build_workload
@@ -72,3 +75,16 @@ def test_nothing_asked_nothing_judged(fake_target, items, byte_tokenizer):
     assert judge_sides([fake_target()], items, byte_tokenizer, QualityConfig(prompts=0, documents=0), never, 96) == ()
     with pytest.raises(ValueError, match="counts of at least 0"):
         QualityConfig(prompts=-1)
+
+
+def test_tokens_that_nobody_told_are_not_compared(stock, fake_target, questions, byte_tokenizer, monkeypatch):
+    server = fake_target("server")
+    whole = server.submit
+
+    def submit(request):
+        listener = lambda e: request.listener(dataclasses.replace(e, token_ids=(UNKNOWN_TOKEN,) * len(e.token_ids)))
+        whole(dataclasses.replace(request, listener=listener))
+
+    monkeypatch.setattr(server, "submit", submit)
+    found = judge_sides([server, stock], questions, byte_tokenizer, QualityConfig(documents=0), never, 96)
+    assert {q.measure for q in found if q.side == "server"} == {"rouge_l"}

@@ -160,6 +160,14 @@ def test_a_calibration_that_failed_ends_the_job(echoes, tmp_path, capsys, monkey
     assert not (tmp_path / "record.json").exists()
 
 
+def test_a_side_that_cannot_answer_ends_the_job(echoes, tmp_path, capsys, monkeypatch):
+    config, _ = echoes
+    fail = lambda self, r: r.listener(TokenEvent("done", r.id, 0.0, finish_reason="error", error="out of memory"))
+    monkeypatch.setattr(Echo, "_answer", fail)
+    assert bench.run(dataclasses.replace(config, quality=QualityConfig(prompts=1, documents=0)), tmp_path) == 1
+    assert "INVALID: a could not answer: out of memory" in capsys.readouterr().out
+
+
 def test_an_interrupt_loses_no_finished_run(echoes, tmp_path, monkeypatch):
     config, made = echoes
     whole = ab.measure
