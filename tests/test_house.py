@@ -21,7 +21,8 @@ ARROWS = {
     "bench": {"engine", "train", "records", "hardware"},
     "sweep": set(),
     "tune": {"engine", "kernels", "hardware"},
-    "jobs": {"bench", "train", "sweep", "tune", "records", "engine", "kernels", "hardware"},
+    "virtual": {"tune", "engine", "kernels", "hardware"},
+    "jobs": {"bench", "train", "sweep", "tune", "virtual", "records", "engine", "kernels", "hardware"},
     "launch": {"jobs", "hardware"},
     "models": {"kernels", "hardware"},
 }
