@@ -21,7 +21,7 @@ ARROWS = {
     "bench": {"engine", "train", "records", "hardware"},
     "sweep": set(),
     "tune": {"engine", "kernels", "hardware"},
-    "virtual": {"tune", "engine", "kernels", "hardware"},
+    "virtual": {"records", "engine", "kernels", "hardware"},
     "jobs": {"bench", "train", "sweep", "tune", "virtual", "records", "engine", "kernels", "hardware"},
     "launch": {"jobs", "hardware"},
     "models": {"kernels", "hardware"},
