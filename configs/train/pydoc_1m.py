@@ -20,6 +20,7 @@ def get_config():
     config.data = ConfigDict()
     config.data.batch_size = 16
     config.data.sequence_length = 256
+    config.data.lengthen_at = (1_400, 1_700)  # To 512, then 1,024 tokens.
     config.data.seed = 0
 
     # Model: shallow, since a draft's time goes into its layers one after the other.
@@ -38,10 +39,10 @@ def get_config():
 
     # Run
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.loop = ConfigDict()
-    config.loop.steps = 2_000
+    config.loop.steps = 1_800
     config.loop.precision = "bfloat16"
     config.loop.checkpoint_every = 200
     config.seed = 0

@@ -76,6 +76,8 @@ def run(config: Config, workdir: Path) -> int:
         save_tokenizer(tokenizer, workdir / "model", config.model["max_position_embeddings"])
         plot_loss(workdir / "loss.csv", workdir / "loss.png")
 
+    if trainer.state.step == config.loop.steps:
+        export(trainer)  # The run before may have been killed between its last state and the export.
     trainer.run(on_checkpoint=export)
     print(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
     return 0

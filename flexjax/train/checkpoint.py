@@ -16,7 +16,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(directory).resolve(), options=options)
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handler)
 
     @property
     def latest_step(self) -> int | None:
@@ -34,8 +35,22 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             raise ValueError(f"{self._manager.directory} holds no checkpoint.")
+        found, wanted = _shapes(self._manager.item_metadata(step)), _shapes(like)
+        if found != wanted:
+            differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
+            first = differing[0]
+            raise ValueError(
+                f"The state in {self._manager.directory} is of another model or optimiser: {len(differing)} arrays "
+                f"differ, first {first}: {found.get(first, 'absent')} there, {wanted.get(first, 'absent')} here. "
+                "Give the config that it was trained with, or another workdir."
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}

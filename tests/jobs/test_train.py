@@ -61,6 +61,15 @@ def test_a_second_call_goes_on(config, tmp_path, capsys):
     assert read_log(tmp_path / "loss.csv")[-1]["step"] == 8
 
 
+def test_a_finished_run_exports_what_a_kill_prevented(config, tmp_path):
+    train.run(config, tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    train.run(config, tmp_path)
+    assert weights.read_bytes() == before
+
+
 def test_a_shared_tokenizer_is_taken(config, tmp_path):
     train.run(config, tmp_path / "target")
     draft = dataclasses.replace(config, tokenizer=str(tmp_path / "target" / "model"), seed=1)

@@ -8,7 +8,10 @@ from flexjax.train.checkpoint import Checkpoints
 
 
 def state(value: float):
-    return {"params": {"w": jnp.full((2, 3), value)}, "optimizer": [jnp.array(3, jnp.int32), jnp.full(3, value)]}
+    return {
+        "params": {"w": jnp.full((2, 3), value, jnp.float32)},
+        "optimizer": [jnp.array(3, jnp.int32), jnp.full(3, value, jnp.float32)],
+    }
 
 
 def test_the_latest_comes_back_to_the_bit(tmp_path):
@@ -41,5 +44,16 @@ def test_another_models_state_is_refused(tmp_path):
     checkpoints.save(1, state(1))
     other = state(0)
     other["params"]["w"] = jnp.zeros((4, 3))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(
+        ValueError, match=r"1 arrays differ, first params/w: float32\[2, 3\] there, float32\[4, 3\] here"
+    ):
+        checkpoints.restore(other)
+
+
+def test_another_optimizers_state_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    other = state(0)
+    other["optimizer"].append(jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"optimizer/2: absent there, float32\[3\] here"):
         checkpoints.restore(other)
