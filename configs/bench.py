@@ -37,5 +37,5 @@ def get_config():
     # MLPerf's limits for Llama 3.1 8B. The rates are fractions of what B did in a short calibration,
     # so that they saturate A on any machine and leave B room.
     config.server = dict(ttft_limit_ms=2000.0, tpot_limit_ms=100.0, of_b=0.85)
-    config.interactive = dict(ttft_limit_ms=500.0, tpot_limit_ms=30.0, of_b=0.5)
+    config.interactive = dict(ttft_limit_ms=500.0, tpot_limit_ms=30.0, of_b=0.35)
     return config
