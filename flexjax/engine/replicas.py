@@ -26,6 +26,12 @@ def load_engine(
             raise ValueError("devices are those of a mesh: give mesh=MeshConfig(tensor=…) with them.")
         return Engine.load(directory, config)
     meshes = replicas(make_mesh(config.mesh, devices))
+    others = {d.process_index for mesh in meshes for d in mesh.devices.flat} - {jax.process_index()}
+    if others and len(meshes) > 1:
+        raise NotImplementedError(
+            f"Replicas live in one process; these would also be on devices of the processes {sorted(others)}. Give "
+            "each process replicas of its own with devices=jax.local_devices(), or data=1."
+        )
     engines = [Engine.load(directory, config, mesh) for mesh in meshes]
     return Replicas(engines) if len(engines) > 1 else engines[0]
 
@@ -37,12 +43,6 @@ class Replicas:
     """
 
     def __init__(self, engines: Sequence[Engine]):
-        strangers = {d.process_index for e in engines for d in _devices(e)} - {jax.process_index()}
-        if strangers:
-            raise NotImplementedError(
-                f"Replicas live in one process; these also have devices of the processes {sorted(strangers)}. Start "
-                "one LLM a process on its own devices: LLM.load(…, devices=jax.local_devices()), or give data=1."
-            )
         self.engines = tuple(engines)
         first = engines[0]
         self.config, self.vocabulary, self.placement = first.config, first.vocabulary, first.placement
@@ -97,7 +97,3 @@ class Replicas:
             setattr(total, name, sum(getattr(stats, name) for stats in each))
         total.samples.extend(sorted((s for stats in each for s in list(stats.samples)), key=lambda s: s.time))
         return total
-
-
-def _devices(engine: Engine) -> list[Any]:
-    return [] if engine.placement.mesh is None else list(engine.placement.mesh.devices.flat)
