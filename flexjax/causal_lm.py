@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -110,9 +110,21 @@ class CausalLM(Protocol):
         ...
 
 
+@runtime_checkable
+class Stackable(Protocol):
+    """A `CausalLM` that has a second form, with repeating layers stacked and run in a loop."""
+
+    def stacked(self) -> CausalLM:
+        """The same model so; its cache may then be one leaf with a leading "layers" axis."""
+        ...
+
+
 class Family(Protocol):
     """A module registered under the entry-point group `flexjax.models`, one entry a published
-    architecture name (the `architectures` field of config.json)."""
+    architecture name (the `architectures` field of config.json).
+
+    It may have `SIZES`, a mapping of published names such as "llama3-8b" to their config.json.
+    """
 
     def config_from_hf(self, hf: dict[str, Any]) -> Any:
         """The frozen config. ValueError for a field that is not understood and would change the result."""
@@ -150,6 +162,26 @@ def find_family(architecture: str) -> Family:
             "with an entry point in the group 'flexjax.models'."
         )
     return known[architecture].load()
+
+
+def published_sizes() -> dict[str, tuple[Family, Mapping[str, Any]]]:
+    """Published name → family and config.json, of every installed family that lists its sizes."""
+    modules = {entry.value: entry for entry in families().values()}
+    loaded = [entry.load() for entry in modules.values()]
+    return {name: (family, hf) for family in loaded for name, hf in getattr(family, "SIZES", {}).items()}
+
+
+def family_of(model: str) -> tuple[Family, Mapping[str, Any]]:
+    """The family and config.json of a model directory, or of a published size by name."""
+    if Path(model).is_dir():
+        return family_of_directory(model)
+    sizes = published_sizes()
+    if model not in sizes:
+        near = difflib.get_close_matches(model, sizes, n=3) or sorted(sizes)
+        raise ValueError(
+            f"A model is a directory, or a published size by name; {model!r} is neither. Nearest: {', '.join(near)}."
+        )
+    return sizes[model]
 
 
 def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:

@@ -48,6 +48,13 @@ class TooLarge:
 
 def compile(lowered: jax.stages.Lowered, available_bytes: int, **options: Any) -> Compiled | TooLarge:
     """The program compiled, or by how much it does not fit into `available_bytes` of a device."""
+    return compile_keeping(lowered, available_bytes, **options)[0]
+
+
+def compile_keeping(
+    lowered: jax.stages.Lowered, available_bytes: int, **options: Any
+) -> tuple[Compiled | TooLarge, jax.stages.Compiled | None]:
+    """`compile`, and the compiled program itself, None where its compiler refused it."""
     started = time.perf_counter()
     try:
         compiled = lowered.compile(**options)
@@ -55,14 +62,14 @@ def compile(lowered: jax.stages.Lowered, available_bytes: int, **options: Any) -
         too_large = _too_large(str(error), time.perf_counter() - started)
         if too_large is None:
             raise
-        return too_large
+        return too_large, None
     seconds = time.perf_counter() - started
     footprint = footprint_of(compiled)
     if footprint.total > available_bytes:  # A GPU's compiler does not refuse.
-        return TooLarge(footprint.total, available_bytes, seconds)
+        return TooLarge(footprint.total, available_bytes, seconds), compiled
     text = compiled.as_text()
     assert text is not None
-    return Compiled(footprint, program.read(text), seconds)
+    return Compiled(footprint, program.read(text), seconds), compiled
 
 
 def footprint_of(compiled: jax.stages.Compiled) -> Footprint:
@@ -86,10 +93,20 @@ def _shard_bytes(x: Any) -> int:
     return math.prod(shape) * x.dtype.itemsize
 
 
+_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"(\d+(?:\.\d+)?)([KMGT]?)"
+# What libtpu says, before it has laid out the memory and after.
+_REFUSALS = (
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE}(?:B|iB)? of {_SIZE} hbm. Exceeded hbm capacity by {_SIZE}"),
+)
+
+
 def _too_large(message: str, seconds: float) -> TooLarge | None:
-    sizes = re.search(r"\((\d+(?:\.\d+)?)([KMGT])\) exceeds available HBM \((\d+(?:\.\d+)?)([KMGT])\)", message)
-    if "RESOURCE_EXHAUSTED" not in message or sizes is None:
-        return None
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needed, available = (int(float(sizes[i]) * unit[sizes[i + 1]]) for i in (1, 3))
-    return TooLarge(needed, available, seconds)
+    for refusal in _REFUSALS:
+        if found := refusal.search(message):
+            groups = found.groups()
+            sizes = [int(float(n) * _UNIT[u]) for n, u in zip(groups[::2], groups[1::2], strict=True)]
+            needed, available = sizes[0], sizes[1]
+            return TooLarge(available + sizes[2] if len(sizes) > 2 else needed, available, seconds)
+    return None

@@ -9,6 +9,7 @@ from models.transformer.hf_config import config_from_hf, config_to_hf
 from models.transformer.modeling import Transformer
 from models.transformer.params import load, save
 from models.transformer.rope import Rope
+from models.transformer.sizes import SIZES
 
 __all__ = [
     # The network, and what distinguishes one from another.
@@ -17,6 +18,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     # The family's face.
+    "SIZES",
     "build",
     "config_from_hf",
     "config_to_hf",

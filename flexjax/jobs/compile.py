@@ -1,0 +1,161 @@
+"""Compiles every step of the engine for chips that need not be here: fits or not, bytes, static and least time."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flexjax import causal_lm
+from flexjax.causal_lm import CausalLM
+from flexjax.config import to_config_dict
+from flexjax.engine.config import EngineConfig
+from flexjax.hardware import aot
+from flexjax.records import environment, store, to_json
+from flexjax.virtual import Budget, StepReport, Target, abstract_model, compile_steps, program_for, report
+from flexjax.virtual.ways import ways_to_fit
+
+VERSION = "1"  # Of what the columns mean.
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: str = "llama3-8b"  # A model directory, or a published size by name; no weights are read.
+    chip: str = "v5e"  # v4, v5e, v5p, v6e, 7x, a100, h100, h200 or b200.
+    topology: str = "2x4"  # Chips as a grid: 2x4 (v5e, v6e), 2x2x1 (v4, v5p, 7x); of GPUs 8, or 2x8 in two hosts.
+    # Its max_num_seqs contexts of max_model_len tokens are all held at once; mesh None takes the chip's preset.
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    steps: Literal["all", "decode"] = "all"  # Of the engine's, those compiled.
+    search: bool = True  # For the longest context and the largest batch, confirmed by a compile.
+
+
+def run(config: Config, workdir: Path) -> int:
+    console = Console()
+    target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
+    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype)
+    batch, context = config.engine.max_num_seqs, config.engine.max_model_len or model.config.max_position
+    name = Path(config.model).name
+    title = f"{name}, {config.engine.dtype}, {batch} × {context} tokens on {target} (compiled)"
+    budget = Budget.of(model, config.engine, target)
+    if budget.missing(batch, context) > 0:
+        missing = budget.missing(batch, context)
+        _explain(console, model, config, target, budget, batch, context, missing)
+        _write(workdir, config, [], {"metrics.missing_bytes": missing}, target)
+        return 1
+
+    program = program_for(model, config.engine, target, batch, context)
+    shapes = [shape for shape in program.shapes if shape.decodes_only or config.steps == "all"]
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"Compiling for {config.chip}", total=len(shapes))
+        reports = compile_steps(program, target, context, shapes, lambda _: progress.advance(task))
+        largest = max(reports, key=lambda r: r.shape)
+        found: dict[str, Any] = {}
+        if largest.fits:
+            footprint = largest.compiled.footprint
+            budget = dataclasses.replace(budget, reserve=footprint.temporaries + footprint.code)
+            if config.search:
+                progress.update(task, description="Searching what fits")
+                found = _search(model, config, target, budget, batch, context)
+    report.print_report(console, reports, title)
+    _print_found(console, found, batch, context)
+    if largest.fits:
+        figure = report.plot(reports, budget, f"{name} on {config.chip} {config.topology}, {config.engine.dtype}")
+        figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
+    _write(workdir, config, reports, found, target)
+    unfit = [r for r in reports if not r.fits]
+    if unfit:
+        worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))
+        _explain(console, model, config, target, budget, batch, context, worst)
+    console.print(f"Records and picture in {workdir}.", style="dim")
+    return 1 if unfit else 0
+
+
+def _search(
+    model: CausalLM, config: Config, target: Target, budget: Budget, batch: int, context: int
+) -> dict[str, Any]:
+    """Columns: the longest context at that batch, the largest batch at that context, each confirmed by a compile."""
+    longest = _confirmed(model, config, target, budget.longest_context(batch), lambda c: (batch, c))
+    largest = _confirmed(model, config, target, budget.largest_batch(context), lambda b: (b, context))
+    columns: dict[str, Any] = {}
+    for name, unit, made, value in (
+        ("longest_context", "tokens", longest, longest and longest.context),
+        ("largest_batch", "sequences", largest, largest and largest.shape.num_seqs),
+    ):
+        if made is not None:
+            columns[f"metrics.{name}_{unit}"] = value
+            columns[f"metrics.{name}_static_tokens_per_s"] = made.tokens_per_s(made.static_seconds)
+            columns[f"metrics.{name}_least_tokens_per_s"] = made.tokens_per_s(made.least_seconds)
+    return columns
+
+
+def _confirmed(model: CausalLM, config: Config, target: Target, value: int, sizes) -> StepReport | None:
+    """The decode step at the largest of the values, from `value` down by what the compiler says is missing."""
+    while value > 0:
+        batch, context = sizes(value)
+        program = program_for(model, config.engine, target, batch, context)
+        (made,) = compile_steps(program, target, context, [max(program.shapes)])
+        if made.fits:
+            return made
+        assert isinstance(made.outcome, aot.TooLarge)
+        value -= max(1, round(value * made.outcome.missing_bytes / made.cache))
+    return None
+
+
+def _print_found(console: Console, found: dict[str, Any], batch: int, context: int) -> None:
+    for key, text in (
+        ("metrics.longest_context_tokens", f"Longest context of {batch} sequences: {{:,}} tokens"),
+        ("metrics.largest_batch_sequences", f"Largest batch of {context} tokens a sequence: {{:,}} a replica"),
+    ):
+        if key in found:
+            stem = key.rsplit("_", 1)[0]
+            rates = (found[f"{stem}_static_tokens_per_s"], found[f"{stem}_least_tokens_per_s"])
+            console.print(
+                text.format(found[key]) + f" (static {rates[0]:,.0f}, at the roofline {rates[1]:,.0f} tokens/s)"
+            )
+
+
+def _explain(
+    console: Console,
+    model: CausalLM,
+    config: Config,
+    target: Target,
+    budget: Budget,
+    batch: int,
+    context: int,
+    missing: int,
+) -> None:
+    console.print(
+        f"{Path(config.model).name} does not fit: {batch} × {context} tokens on {target} lack "
+        f"{missing / GIB:.2f} GiB a device (weights {budget.weights / GIB:.2f}, cache "
+        f"{budget.cache(batch, context) / GIB:.2f}, available {budget.available / GIB:.2f} GiB).",
+        style="bold red",
+        highlight=False,
+    )
+    for way in ways_to_fit(model, config.engine, target, budget, batch, context):
+        console.print(f"  • {way}", highlight=False)
+
+
+def _write(workdir: Path, config: Config, reports: list[StepReport], found: dict[str, Any], target: Target) -> None:
+    host = {name: value for name, value in environment.collect().items() if not name.startswith("system.accelerator")}
+    common = {
+        **host,
+        "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "benchmark.name": "flexjax-compile",
+        "benchmark.version": VERSION,
+        "benchmark.valid": bool(reports) and all(r.fits for r in reports),
+        "benchmark.invalid_reasons": "" if reports and all(r.fits for r in reports) else "does not fit",
+        "benchmark.loadgen_verdict": "not driven by LoadGen",
+        "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
+        "model.name": Path(config.model).name,
+        "model.weight_data_types": config.engine.dtype,
+        "model.cache_data_types": config.engine.cache_dtype or config.engine.dtype,
+        **found,
+    }
+    rows = report.records(reports, common)
+    store.write_json(workdir / "record.json", rows)
+    if rows:
+        store.append(workdir / "results.parquet", rows)

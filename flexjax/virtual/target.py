@@ -1,0 +1,73 @@
+"""What is compiled, and for what: a model without weights, the engine's steps, described devices."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from flexjax.causal_lm import CausalLM, Family, Stackable
+from flexjax.engine.config import EngineConfig
+from flexjax.engine.step import StepProgram
+from flexjax.hardware import chips, topology
+from flexjax.hardware.chips import Chip
+from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
+from flexjax.hardware.roofline import Limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """So many described chips, cut into replicas of the model that share a mesh each."""
+
+    chip: Chip
+    topology: str
+    num_devices: int
+    mesh: Mesh  # Of one replica.
+    num_replicas: int
+    limits: Limits  # Of one device.
+
+    @classmethod
+    def of(cls, chip_name: str, topology_name: str, mesh: MeshConfig | None, dtype: str) -> "Target":
+        """`mesh` None takes the serving preset of so many chips."""
+        chip = chips.find(chip_name)
+        devices = topology.devices(chip, topology_name)
+        config = mesh or preset(chip.name, len(devices), "serving")
+        parts = replicas(make_mesh(config, devices))
+        return cls(chip, topology_name, len(devices), parts[0], len(parts), Limits.of(chip, dtype))
+
+    def __str__(self) -> str:
+        split = f"tensor parallel over {self.mesh.size}"
+        copies = f", {self.num_replicas} replicas" if self.num_replicas > 1 else ""
+        return f"{self.num_devices} × {self.chip.full_name} ({self.topology}), {split}{copies}"
+
+
+def abstract_model(family: Family, hf: Mapping[str, Any], dtype: str) -> CausalLM:
+    """The model with no weights, its layers stacked where the family can."""
+    config = family.config_from_hf(dict(hf))
+
+    def build() -> CausalLM:
+        model = family.build(config, dtype=jnp.dtype(dtype))
+        return model.stacked() if isinstance(model, Stackable) else model
+
+    return nnx.eval_shape(build)
+
+
+def program_for(model: CausalLM, engine: EngineConfig, target: Target, batch: int, context: int) -> StepProgram:
+    """The engine's steps for up to `batch` sequences of `context` tokens, all of which the cache holds at once."""
+    pages = -(-context // engine.page_size)
+    sizes = dataclasses.replace(
+        engine,
+        max_num_seqs=batch,
+        max_model_len=context,
+        max_num_batched_tokens=max(engine.max_num_batched_tokens, batch + 1),
+    )
+    return StepProgram(
+        model,
+        sizes,
+        num_pages=batch * pages + 1,
+        pages_per_seq=pages,
+        backend=target.chip.platform,
+        mesh=target.mesh,
+    )

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flexjax.hardware import program
+
+# A loop of four turns over stacked weights, with a cache updated in place, as libtpu writes it.
+LOOP = """
+HloModule jit_f, is_scheduled=true
+
+%slice_and_multiply (p0: bf16[4,64,64], p1: s32[], p2: bf16[8,64]) -> f32[8,64] {
+  %p0 = bf16[4,64,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %c0 = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,64,64]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p0, %p1, %c0, %c0), dynamic_slice_sizes={1,64,64}
+  %weight = bf16[64,64]{1,0:T(8,128)(2,1)} bitcast(%slice)
+  %p2 = bf16[8,64]{1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %product = f32[8,64]{1,0:T(8,128)} convolution(%p2, %weight), dim_labels=bf_io->bf
+}
+
+%write (q0: bf16[1000,128], q1: s32[2,1], q2: bf16[2,128]) -> bf16[1000,128] {
+  %q0 = bf16[1000,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %q1 = s32[2,1]{1,0:T(2,128)} parameter(1)
+  %q2 = bf16[2,128]{1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %scatter = bf16[1000,128]{1,0:T(8,128)(2,1)} scatter(%q0, %q1, %q2), update_window_dims={1}, to_apply=%last
+}
+
+%last (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  ROOT %b = bf16[] parameter(1)
+}
+
+%body (state: (s32[], bf16[4,64,64], bf16[8,64], bf16[1000,128], s32[2,1], /*index=5*/bf16[2,128])) -> (s32[], bf16[4,64,64], bf16[8,64], bf16[1000,128], s32[2,1], /*index=5*/bf16[2,128]) {
+  %state = (s32[]{:T(128)}, bf16[4,64,64]{2,1,0:T(8,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1000,128]{1,0:T(8,128)(2,1)}, s32[2,1]{1,0:T(2,128)S(1)}, /*index=5*/bf16[2,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  %i = s32[]{:T(128)S(1)} get-tuple-element(%state), index=0
+  %w = bf16[4,64,64]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %x = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%state), index=2
+  %cache = bf16[1000,128]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=3
+  %at = s32[2,1]{1,0:T(2,128)S(1)} get-tuple-element(%state), index=4
+  %new = bf16[2,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%state), index=5
+  %fusion.1 = f32[8,64]{1,0:T(8,128)S(1)} fusion(%w, %i, %x), kind=kOutput, calls=%slice_and_multiply, metadata={op_name="jit(f)/while/body/dot_general"}, backend_config={"estimated_cycles":"500"}
+  %fusion.2 = bf16[1000,128]{1,0:T(8,128)(2,1)} fusion(%cache, %at, %new), kind=kLoop, calls=%write
+  %attend.3 = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} custom-call(%x, %fusion.2), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"77","transcendentals":"1","bytes_accessed":"4096"}}}
+  %sum.4 = f32[8,64]{1,0:T(8,128)S(1)} all-reduce(%fusion.1), replica_groups=mesh['tensor'=8] {'tensor'}, to_apply=%last
+  ROOT %next = (s32[]{:T(128)}, bf16[4,64,64]{2,1,0:T(8,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1000,128]{1,0:T(8,128)(2,1)}, s32[2,1]{1,0:T(2,128)S(1)}, /*index=5*/bf16[2,128]{1,0:T(8,128)(2,1)S(1)}) tuple(%i, %w, %attend.3, %fusion.2, %at, /*index=5*/%new)
+}
+
+%until (state.1: (s32[], bf16[4,64,64], bf16[8,64], bf16[1000,128], s32[2,1], /*index=5*/bf16[2,128])) -> pred[] {
+  %four = s32[]{:T(128)S(1)} constant(4)
+  %state.1 = (s32[]{:T(128)}, bf16[4,64,64]{2,1,0:T(8,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1000,128]{1,0:T(8,128)(2,1)}, s32[2,1]{1,0:T(2,128)S(1)}, /*index=5*/bf16[2,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  %i.1 = s32[]{:T(128)S(1)} get-tuple-element(%state.1), index=0
+  ROOT %less = pred[]{:T(512)S(1)} compare(%i.1, %four), direction=LT
+}
+
+ENTRY %main (start: (s32[], bf16[4,64,64], bf16[8,64], bf16[1000,128], s32[2,1], /*index=5*/bf16[2,128])) -> (s32[], bf16[4,64,64], bf16[8,64], bf16[1000,128], s32[2,1], /*index=5*/bf16[2,128]) {
+  %start = (s32[]{:T(128)}, bf16[4,64,64]{2,1,0:T(8,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1000,128]{1,0:T(8,128)(2,1)}, s32[2,1]{1,0:T(2,128)S(1)}, /*index=5*/bf16[2,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  ROOT %loop = (s32[]{:T(128)}, bf16[4,64,64]{2,1,0:T(8,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1000,128]{1,0:T(8,128)(2,1)}, s32[2,1]{1,0:T(2,128)S(1)}, /*index=5*/bf16[2,128]{1,0:T(8,128)(2,1)S(1)}) while(%start), condition=%until, body=%body
+}
+"""  # noqa: E501
+
+
+def test_a_loop_counts_its_turns_and_each_op_its_traffic():
+    read = program.read(LOOP)
+    ops = {op.name: op for op in read.ops}
+    assert {op.turns for op in read.ops} == {4}
+    # Of the stacked weights one slice; what lies in on-chip memory is free.
+    assert ops["fusion.1"].hbm_bytes == 64 * 64 * 2
+    assert ops["fusion.1"].flops == 2 * 8 * 64 * 64
+    assert ops["fusion.1"].cycles == 500
+    assert ops["fusion.2"].hbm_bytes == 2 * 128 * 2  # Of the cache, the rows that are written.
+    assert (ops["attend.3"].opcode, ops["attend.3"].hbm_bytes, ops["attend.3"].flops) == ("kernel", 4096, 77)
+    assert (ops["sum.4"].sent_bytes, ops["sum.4"].group, ops["sum.4"].hbm_bytes) == (8 * 64 * 4, 8, 0)
+    assert read.hbm_bytes == 4 * sum(op.hbm_bytes for op in read.ops)
+    assert read.sent_bytes == 4 * 8 * 64 * 4
+
+
+def test_a_whole_copy_of_the_cache_is_seen():
+    copied = LOOP.replace("fusion(%cache, %at, %new), kind=kLoop, calls=%write", "copy(%cache)")
+    ops = {op.name: op for op in program.read(copied).ops}
+    assert ops["fusion.2"].hbm_bytes == 2 * 1000 * 128 * 2
+
+
+def test_a_loop_of_unknown_length_counts_once():
+    unknown = LOOP.replace(
+        "%four = s32[]{:T(128)S(1)} constant(4)", "%four = s32[]{:T(128)S(1)} get-tuple-element(%state.1), index=0"
+    )
+    unknown = unknown.replace("  %state.1 = (", "  %state.1 = (", 1)
+    assert {op.turns for op in program.read(unknown).ops} == {1}
+
+
+def test_a_window_counts_only_what_lies_inside():
+    # libtpu writes a product over rows and heads so: a window as wide as the heads, nearly all padding.
+    text = """
+ENTRY %main (x: bf16[32,512,1], w: bf16[512,4,128]) -> f32[32,4,128] {
+  %x = bf16[32,512,1]{1,0,2} parameter(0)
+  %w = bf16[4,128,512]{2,1,0} parameter(1)
+  ROOT %product = f32[32,4,128]{2,1,0} convolution(%x, %w), window={size=4 pad=3_3}, dim_labels=bf0_0oi->b0f
+}
+"""
+    assert program.read(text).flops == 2 * 32 * 4 * 128 * 512
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_products_of_a_real_scan_are_counted(length):
+    def f(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.einsum("TD,DE->TE", x, w), None), x, weights)[0]
+
+    x, weights = jnp.zeros((64, 128)), jnp.zeros((length, 128, 128))
+    read = program.read(jax.jit(f).lower(x, weights).compile().as_text())
+    assert read.flops == length * 2 * 64 * 128 * 128
+    assert length * 128 * 128 * 4 <= read.hbm_bytes
+
+
+def test_the_cheapest_branch_is_taken():
+    def f(wanted, x):
+        return jax.lax.cond(wanted, lambda x: jnp.einsum("TD,DE->TE", x, x), lambda x: x, x)
+
+    read = program.read(jax.jit(f).lower(jnp.bool_(True), jnp.zeros((128, 128))).compile().as_text())
+    assert read.flops == 0
