@@ -9,13 +9,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from flexjax import causal_lm
 from flexjax.engine import EngineConfig
-from flexjax.hardware import chips, compile_cache, mesh, roofline, topology, xla_flags
+from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
 from flexjax.tune import (
     CompiledStep,
@@ -31,13 +30,14 @@ from flexjax.tune import (
     set_file,
 )
 from flexjax.tune.set_file import describe, figure
+from flexjax.virtual import Target, abstract_model, program_for
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    model: str  # Model directory; of a compiled search its config.json is enough.
-    # (name, values to try beside the default): flags without dashes, block sizes as <op>.<module>.<CONSTANT>.
-    factors: tuple[tuple[str, tuple[bool | int | float | str, ...]], ...]
+    model: str  # Model directory; of a compiled search a published size by name (llama3-8b) is enough.
+    # (name, values beside the default, what it does): flags without dashes, block sizes as <op>.<module>.<CONSTANT>.
+    factors: tuple[tuple[str, tuple[bool | int | float | str, ...], str], ...]
     set_name: str  # "<chip>/<purpose>" of the set file that comes out.
     evaluate: Literal["measured", "compiled"] = "measured"  # On the chip here, or by the compiler for `chip`.
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
@@ -45,12 +45,15 @@ class Config:
     rounds: int = 9  # Measured: of each candidate beside the defaults.
     dispatches: int = 10  # Measured: in each half of a round.
     chip: str = ""  # Compiled: a chip of the table,
-    topology: str = "1x1"  # and how many of it, as a grid.
+    topology: str = ""  # and how many of it, as a grid: 2x4.
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self):
-        if (self.evaluate == "compiled") != bool(self.chip):
-            raise ValueError(f"A compiled search names a chip, a measured one does not; got {self.chip!r}.")
+        if {self.evaluate == "compiled"} != {bool(self.chip), bool(self.topology)}:
+            raise ValueError(
+                f"A compiled search names chip and topology, a measured one neither; got {self.chip!r} and "
+                f"{self.topology!r}."
+            )
         if self.context < 1 or self.rounds < 1 or self.dispatches < 1:
             raise ValueError("context, rounds and dispatches must be at least 1.")
         xla_flags.variable_of(self.set_name)  # Its chip is known.
@@ -59,8 +62,9 @@ class Config:
 def run(config: Config, workdir: Path) -> int:
     """Writes `<purpose>.txt` (the set, with its evidence) and `trials.csv`; 0 also where nothing pays."""
     console = Console(highlight=False)
-    compile_cache.enable()
-    factors = [Factor(name, values) for name, values in config.factors]
+    if config.evaluate == "measured":
+        compile_cache.enable()  # What is compiled for chips that are not here cannot be loaded again.
+    factors = [Factor(*factor) for factor in config.factors]
     with console.status("loading and compiling the defaults"):
         evaluator, where = _measured(config) if config.evaluate == "measured" else _compiled(config)
     note = f"{config.evaluate} on {where}; below 1 is faster than the defaults"
@@ -83,7 +87,7 @@ def run(config: Config, workdir: Path) -> int:
     )
     today = datetime.date.today().isoformat()
     path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
-    path.write_text(set_file(finding, evaluator, what=what, where=where, date=today))
+    path.write_text(set_file(finding, factors, evaluator, what=what, where=where, date=today))
     xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
     _print(console, config, finding, evaluator, path)
     return 0
@@ -102,17 +106,12 @@ def _measured(config: Config) -> tuple[Evaluator, str]:
 
 
 def _compiled(config: Config) -> tuple[Evaluator, str]:
-    chip = chips.find(config.chip)
-    devices = topology.devices(chip, config.topology)
-    family, hf = causal_lm.family_of_directory(config.model)
-    model_config = family.config_from_hf(hf)
-    model = nnx.eval_shape(lambda: family.build(model_config, dtype=jnp.dtype(config.engine.dtype)))
-    grid = mesh.make_mesh(mesh.MeshConfig(tensor=-1), devices)
-    program = decode_program(model, config.engine, context=config.context, backend=chip.platform, mesh=grid)
-    limits = roofline.Limits.of(chip, config.engine.dtype)
-    compiler = "libtpu" if chip.platform == "tpu" else "jaxlib"
-    where = f"{config.topology} of {chip.full_name}, {compiler} {environment.version(compiler)}"
-    return CompiledStep(program, limits, chip.platform), where
+    target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
+    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype)
+    program = program_for(model, config.engine, target, config.engine.max_num_seqs, config.context)
+    compiler = "libtpu" if target.chip.platform == "tpu" else "jaxlib"
+    where = f"{target}, {compiler} {environment.version(compiler)}"
+    return CompiledStep(program, target.limits, target.chip.platform), where
 
 
 def _say(console: Console, trial: Trial) -> None:

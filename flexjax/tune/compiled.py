@@ -16,7 +16,7 @@ class CompiledStep:
     """
 
     kind: Literal["compiled"] = "compiled"
-    unit = "ms a dispatch"
+    unit = "ms a step"
 
     def __init__(self, program: StepProgram, limits: roofline.Limits, backend: str):
         self._program, self._limits, self._backend = program, limits, backend

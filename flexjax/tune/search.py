@@ -18,14 +18,15 @@ Report = Callable[["Trial"], None]
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A flag or block size, and the values to try beside its default."""
+    """A flag or block size, the values to try beside its default, and what it does: the reason in a set file."""
 
     name: str
     values: tuple[Setting, ...]
+    note: str
 
     def __post_init__(self):
-        if not self.values:
-            raise ValueError(f"A factor needs a value to try; {self.name!r} has none.")
+        if not self.values or not self.note:
+            raise ValueError(f"A factor needs a value to try and a note of what it does; {self.name!r} lacks one.")
 
 
 @dataclasses.dataclass(frozen=True)

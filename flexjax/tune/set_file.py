@@ -1,18 +1,24 @@
 """A finding as a flag set that the launcher loads, with its evidence in the comments."""
 
+from collections.abc import Sequence
+
 from flexjax.tune.blocks import is_block_size
 from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Setting
-from flexjax.tune.search import Finding, Trial
+from flexjax.tune.search import Factor, Finding, Trial
 
 
-def set_file(finding: Finding, evaluator: Evaluator, *, what: str, where: str, date: str) -> str:
+def set_file(
+    finding: Finding, factors: Sequence[Factor], evaluator: Evaluator, *, what: str, where: str, date: str
+) -> str:
     """The text of `xla_flags/<chip>/<purpose>.txt`: what was tuned, on what, when, each flag and what it brought.
 
     Where nothing pays it is a file of comments, and so an empty set. Block sizes are named in a comment: they are no
     flags, and stand in their kernel's module.
     """
-    seen = f"{evaluator.kind} {date} on {where}"
-    lines = [f"# {what}.", f"# Found by configs/tune_flags.py, {seen}."]
+    measured = evaluator.kind == "measured"
+    lines = [f"# {what}.", f"# Found by configs/tune_flags.py, {evaluator.kind} {date}:", f"# {where}."]
+    if not measured:
+        lines.append("# What the compiler expects, never a speed seen: to be measured on a chip before it is trusted.")
     if finding.cost is None:
         lines.append("# Nothing that was tried pays: this set is empty.")
     else:
@@ -20,11 +26,14 @@ def set_file(finding: Finding, evaluator: Evaluator, *, what: str, where: str, d
         sizes = {name: value for name, value in finding.best.items() if is_block_size(name)}
         if sizes:
             lines.append("# With these block sizes, to be written into the kernel: " + describe(sizes))
-    lines += ["#", "# Alone (time over that of the defaults, 10th to 90th percentile of the rounds):"]
+    spread = ", 10th to 90th percentile of the rounds" if measured else ""
+    lines += ["#", f"# Alone (time over that of the defaults{spread}):"]
     lines += [f"#   {describe(t.candidate)}: {figure(t)}" for t in finding.trials if t.phase == "alone"]
+    notes = {factor.name: factor.note for factor in factors}
     for name, value in finding.best.items():
         if not is_block_size(name):
-            lines += ["", f"# {seen}: {_alone(finding, name, value)}", f"--{name}={_plain(value)}"]
+            evidence = f"Alone {_alone(finding, name, value)} of the time without it ({evaluator.kind})."
+            lines += ["", f"# {notes[name]}", f"# {evidence}", f"--{name}={_plain(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -39,7 +48,7 @@ def figure(trial: Trial) -> str:
 
 def _alone(finding: Finding, name: str, value: Setting) -> str:
     (trial,) = (t for t in finding.trials if t.phase == "alone" and t.candidate == {name: value})
-    return f"alone {figure(trial)} of the time without it."
+    return figure(trial)
 
 
 def _ratio(cost: Cost) -> str:

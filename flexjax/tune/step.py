@@ -56,7 +56,8 @@ def compiled_with[T](
     those that the engine itself compiles with. Refused where it fails though the defaults did not."""
     flags = {name: value for name, value in candidate.items() if not is_block_size(name)}
     with block_sizes(candidate):
-        lowered = program.lower(decode_shape(program))
+        # As the engine does on a TPU, whose compiler knows best how the weights should lie.
+        lowered = program.lower(decode_shape(program), free_layouts=backend == "tpu")
     try:
         return compile(lowered, {**(compiler_options(program.config, backend) or {}), **flags})
     except jax.errors.JaxRuntimeError as error:

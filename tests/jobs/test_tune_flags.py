@@ -16,7 +16,7 @@ from flexjax.tune import Cost, MeasuredStep
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden" / "llama3"
 CONFIG = tune_flags.Config(
     model=str(GOLDEN),
-    factors=(("xla_cpu_prefer_vector_width", (512,)), ("xla_cpu_nonsense", (True,))),
+    factors=(("xla_cpu_prefer_vector_width", (512,), "Width."), ("xla_cpu_nonsense", (True,), "Nothing.")),
     set_name="cpu/decode",
     engine=EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=8, decode_steps=2),
     context=16,
@@ -59,8 +59,9 @@ def test_what_pays_becomes_a_set_that_the_compiler_takes(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(chip="v5e"), "A compiled search names a chip, a measured one does not"),
-        (dict(evaluate="compiled"), "A compiled search names a chip"),
+        (dict(chip="v5e", topology="2x4"), "names chip and topology, a measured one neither; got 'v5e' and '2x4'"),
+        (dict(evaluate="compiled"), "A compiled search names chip and topology"),
+        (dict(evaluate="compiled", chip="v5e"), "got 'v5e' and ''"),
         (dict(set_name="v9/decode"), "No chip is called 'v9'"),
         (dict(rounds=0), "must be at least 1"),
     ],
@@ -80,6 +81,6 @@ def test_the_searches_that_ship_try_flags_that_the_compiler_knows(which):
     # The last value of each: the first may be the empty one, and a name stands once in a set.
     text = "\n".join(
         f"# why\n--{name}={str(values[-1]).lower() if isinstance(values[-1], bool) else values[-1]}"
-        for name, values in config.factors
+        for name, values, _ in config.factors
     )
     flag_check.check(xla_flags.FlagSet(config.set_name, variable, xla_flags.parse(text, which)))

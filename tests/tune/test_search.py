@@ -7,7 +7,12 @@ import pytest
 from flexjax.tune import Cost, Factor, Refused, SearchConfig, search
 
 CONFIG = SearchConfig(least_gain=0.02, trials=20)
-FACTORS = [Factor("a", (1, 2)), Factor("b", (True,)), Factor("c", ("x", "y")), Factor("d", (0,))]
+FACTORS = [
+    Factor("a", (1, 2), "why"),
+    Factor("b", (True,), "why"),
+    Factor("c", ("x", "y"), "why"),
+    Factor("d", (0,), "why"),
+]
 
 
 class Truth:
@@ -69,7 +74,7 @@ def test_settings_that_hurt_each_other_are_not_taken_together():
 
 def test_many_combinations_are_searched_within_the_budget():
     pytest.importorskip("optuna", reason="optuna is not installed (extra 'search')")
-    factors = [Factor(name, (1, 2, 3)) for name in "abcdef"]
+    factors = [Factor(name, (1, 2, 3), "why") for name in "abcdef"]
     truth = Truth(lambda c: 0.97 ** sum(v == 2 for v in c.values()) * 0.99 ** sum(v == 1 for v in c.values()))
     finding = found(truth, factors, SearchConfig(trials=15))
     assert finding.best == dict.fromkeys("abcdef", 2)  # The best of each is where the search begins.
@@ -84,7 +89,7 @@ def test_where_nothing_pays_nothing_is_found():
 def test_noise_alone_is_not_taken_for_a_gain():
     """Twenty useless settings, judged by nine noisy rounds each: the least of them looks good, and is not."""
     pytest.importorskip("optuna", reason="optuna is not installed (extra 'search')")
-    factors = [Factor(f"f{i}", (1, 2)) for i in range(10)]
+    factors = [Factor(f"f{i}", (1, 2), "why") for i in range(10)]
     finding = found(Truth(product(), noise=0.1), factors)
     assert any(t.cost.ratio < 0.98 for t in finding.trials)
     assert finding.best == {}
@@ -120,9 +125,10 @@ def test_no_candidate_is_evaluated_twice_but_to_confirm():
 
 def test_a_factor_stands_once():
     with pytest.raises(ValueError, match="Each factor stands once"):
-        found(Truth(product()), [Factor("a", (1,)), Factor("a", (2,))])
-    with pytest.raises(ValueError, match="'a' has none"):
-        Factor("a", ())
+        found(Truth(product()), [Factor("a", (1,), "why"), Factor("a", (2,), "why")])
+    for values, note in (((), "why"), ((1,), "")):
+        with pytest.raises(ValueError, match="'a' lacks one"):
+            Factor("a", values, note)
 
 
 def test_a_search_of_nothing_is_refused():
