@@ -1,6 +1,8 @@
-"""A 1 M-parameter draft for pydoc-7m, with its tokenizer: it guesses tokens that the larger model verifies.
+"""A 1 M-parameter draft for pydoc-7m, with its tokenizer: models/weights/pydoc-1m.
 
 Source: the standard library of the running interpreter, 10 MB, without the held-out modules.
+Hardware: any; 36 minutes on what other work left of one core of a Sapphire Rapids Xeon.
+Result: 1.53 bits per byte on the held-out modules at a context of 512 tokens (xz: 1.76).
 
   python -m flexjax.launch --config=configs/train/pydoc_1m.py --workdir=runs/pydoc-1m
 
