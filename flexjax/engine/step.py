@@ -126,7 +126,7 @@ class StepProgram:
             return jitted.lower(weights, self.cache, self.memory, packed)
 
     def keep_layouts(self, compiled: jax.stages.Compiled) -> list[Format]:
-        """Lowers steps from now on for weights as a step with `free_layouts` wants them, and tells where to put them."""
+        """Lowers steps from now on for weights as a step with `free_layouts` wants them; tells where to put them."""
         formats = compiled.input_formats[0][0]
         self.weights = [
             jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=f) for w, f in zip(self.weights, formats, strict=True)

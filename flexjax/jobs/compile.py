@@ -79,7 +79,8 @@ def _search(
 ) -> dict[str, Any]:
     """Columns: the longest context at that batch, the largest batch at that context, each confirmed by a compile."""
     longest = _confirmed(model, config, target, budget.longest_context(batch), lambda c: (batch, c))
-    largest = _confirmed(model, config, target, budget.largest_batch(context), lambda b: (b, context))
+    most = budget.largest_batch(context)
+    largest = _confirmed(model, config, target, most - most % 8 or most, lambda b: (b, context))
     columns: dict[str, Any] = {}
     for name, unit, made, value in (
         ("longest_context", "tokens", longest, longest and longest.context),
