@@ -90,7 +90,8 @@ def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
         sequence.pages = [next(pages) for _ in range(engine.pool.pages_for(start + num_steps))]
         chunks.append(Chunk(sequence, start, 1, num_steps))
     plan = Plan(tuple(chunks), len(chunks), num_steps)
-    engine.runner.run(plan).tokens.block_until_ready()
+    sampled = engine.runner.run(plan)
+    sampled.tokens.block_until_ready()
     began = time.perf_counter()
     for _ in range(dispatches):
         sampled = engine.runner.run(plan)
