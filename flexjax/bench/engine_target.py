@@ -15,6 +15,7 @@ from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.llm import LLM
+from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import Request
 
 
@@ -25,16 +26,16 @@ class EngineTarget:
         self.name = name
         self.config = config
         self._directory = Path(directory)
-        self._engine: Engine | None = None
+        self._engine: Engine | Replicas | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | Replicas:
         assert self._engine is not None, "the target has not been started"
         return self._engine
 
     def start(self) -> StartUp:
         began = time.perf_counter()
-        self._engine = Engine.load(self._directory, self.config)
+        self._engine = load_engine(self._directory, self.config)
         self._engine.start()
         compile_s = self._engine.stats.compile_seconds
         return StartUp(load_s=time.perf_counter() - began - compile_s, compile_s=compile_s)
@@ -55,15 +56,17 @@ class EngineTarget:
             self._engine.stop()
 
     def describe(self) -> dict[str, Any]:
-        runner, config = self.engine.runner, self.config
+        runners, config = self.engine.runners, self.config
+        runner = runners[0]
         return {
             "software": "flexjax engine",
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
             "weights_dtype": allocated_dtypes("weights", config.dtype, jax.tree.leaves(nnx.state(runner.model()))),
             "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, jax.tree.leaves(runner.cache)),
-            "weights_bytes": runner.weight_bytes,
-            "cache_bytes": runner.cache_bytes,
+            "weights_bytes": sum(r.weight_bytes for r in runners),
+            "cache_bytes": sum(r.cache_bytes for r in runners),
+            "mesh": "one device" if config.mesh is None else str(config.mesh),
             "batching": "continuous, paged",
             "max_num_seqs": config.max_num_seqs,
             "max_num_batched_tokens": config.max_num_batched_tokens,

@@ -1,5 +1,6 @@
 """One replica over a tensor axis: run by test_placement.py in a process with eight devices."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flexjax.engine.score import Scorer
 from flexjax.engine.step import StepProgram
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import SERVING, check, place
+from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from models.transformer import Layer, Rope, TransformerConfig, build, load
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parents[1] / "models/transformer/golden").glob("*/golden.npz"))
@@ -50,6 +52,23 @@ def test_split_equals_published(folder: Path, size: int):
         np.testing.assert_allclose(logits[: len(prompt)], golden[f"logits_{i}"], atol=2e-4, rtol=0)
         made = logits.argmax(-1)[len(prompt) - 1 : len(prompt) + len(greedy) - 1]
         np.testing.assert_array_equal(made, greedy)
+
+
+@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (3, 3)], ids=["split", "shared", "whole"])
+@pytest.mark.parametrize("body", ["xla", "cpu"])
+def test_attention_over_four_devices_equals_one(body: str, heads: tuple[int, int]):
+    N, K = heads
+    rng, placement = np.random.default_rng(0), Placement(tensor_mesh(4))
+    q, k, v = (rng.normal(size=(5, n, 8)).astype(np.float32) for n in (N, K, K))
+    pages = rng.normal(size=(7, 4, K, 2, 8)).astype(np.float32)
+    batch = (np.array([0, 3, 4], np.int32), np.array([9, 6], np.int32), np.array([[1, 2, 3], [4, 5, 0]], np.int32))
+    attend = jax.jit(functools.partial(ragged_paged_attention, scale=0.3, max_query_len=3, body=body))
+    want, _ = attend(q, k, v, pages, *batch)
+    copies = 2 if heads == (8, 2) else 1
+    with placement.in_use():
+        got, _ = attend(q, k, v, np.repeat(pages, copies, axis=2), *batch)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    assert len(got.devices()) == 4
 
 
 def test_weights_and_cache_are_really_split(llama):
