@@ -77,9 +77,9 @@ def _zeus(platform: str) -> tuple[Any, str]:
     logging.getLogger("zeus").setLevel(logging.ERROR)  # It warns at length of every meter that is missing.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            from zeus.device import get_cpus, get_gpus
-            from zeus.device.exception import ZeusBaseCPUError, ZeusBaseGPUError
-            from zeus.monitor import ZeusMonitor
+            from zeus.device import get_cpus, get_gpus  # pyright: ignore[reportMissingImports] (an extra)
+            from zeus.device.exception import ZeusBaseCPUError, ZeusBaseGPUError  # pyright: ignore[reportMissingImports] (an extra)
+            from zeus.monitor import ZeusMonitor  # pyright: ignore[reportMissingImports] (an extra)
         except ImportError:
             return None, ""
         try:

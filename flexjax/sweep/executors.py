@@ -149,7 +149,7 @@ def _command(config: Path, workdir: Path) -> list[str]:
 
 def _import_ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] (an extra)
     except ModuleNotFoundError as error:
         raise ValueError(
             "executor.kind='ray' needs the package ray, which is not installed. Install the extra 'search' "

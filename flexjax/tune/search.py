@@ -155,7 +155,7 @@ def _best_index(made: _Trials, name: str, values: Sequence[Setting | None]) -> i
 
 def _import_optuna() -> Any:
     try:
-        import optuna
+        import optuna  # pyright: ignore[reportMissingImports] (an extra)
     except ModuleNotFoundError as error:
         raise ValueError(
             "Searching so many combinations takes the package optuna, which is not installed. Install the extra "
