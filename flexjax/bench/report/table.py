@@ -27,7 +27,7 @@ LABELS = {
     "rouge_l": ("ROUGE-L against the reference's answers", "ROUGE-L"),
     "matching_tokens": ("Tokens equal to the reference's", "equal tokens"),
     "load_s": ("Loading the model", "load"),
-    "compile_s": ("Compiling and warming every step", "compile, warm"),
+    "compile_s": ("Compiling and warming every step", "compile + warm-up"),
 }
 _STEMS = {
     "ttft": "Time to first token",
