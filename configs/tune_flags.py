@@ -78,7 +78,7 @@ def get_config(which="cpu"):
         config.evaluate = "measured"
         config.factors = CPU
         config.rounds = 9
-        config.dispatches = 10
+        config.dispatches = 11
     elif which in TOPOLOGIES:
         config.context = 2048
         config.model = "llama3-8b"

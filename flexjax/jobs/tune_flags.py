@@ -43,7 +43,7 @@ class Config:
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     context: int = 128  # Tokens that each sequence of the batch holds.
     rounds: int = 9  # Measured: of each candidate beside the defaults.
-    dispatches: int = 10  # Measured: in each half of a round.
+    dispatches: int = 11  # Measured: of each side in a round.
     chip: str = ""  # Compiled: a chip of the table,
     topology: str = ""  # and how many of it, as a grid: 2x4.
     search: SearchConfig = SearchConfig()
@@ -107,7 +107,7 @@ def _measured(config: Config) -> tuple[Evaluator, str]:
 
 def _compiled(config: Config) -> tuple[Evaluator, str]:
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype)
+    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype, target.chip.platform)
     program = program_for(model, config.engine, target, config.engine.max_num_seqs, config.context)
     compiler = "libtpu" if target.chip.platform == "tpu" else "jaxlib"
     where = f"{target}, {compiler} {environment.version(compiler)}"

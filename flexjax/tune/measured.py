@@ -17,8 +17,8 @@ from flexjax.tune.evaluate import Candidate, Cost
 class MeasuredStep:
     """Times the engine's decoding step on the device that is here.
 
-    Rounds go default, candidate, candidate, default, …, so that a drift of the machine meets both alike; a round's
-    ratio is of its two halves alone.
+    Dispatches go default, candidate, candidate, default, …, so that whatever else the machine does meets both alike. A
+    round is `dispatches` of each, and its ratio that of their medians.
     """
 
     kind: Literal["measured"] = "measured"
@@ -37,11 +37,12 @@ class MeasuredStep:
         same = _same(self._results(compiled), self._expected)
         sides = (self._default, compiled)
         for side in sides:
-            self._round(side)  # Warms up.
-        times = np.empty((effort * self._rounds, 2))
-        for i in range(len(times)):
-            for side in (0, 1) if i % 2 == 0 else (1, 0):
-                times[i, side] = self._round(sides[side])
+            self._dispatch(side)  # Warms up.
+        times = np.empty((effort * self._rounds, self._dispatches, 2))
+        for i in np.ndindex(times.shape[:2]):
+            for side in (0, 1) if sum(i) % 2 == 0 else (1, 0):
+                times[*i, side] = self._dispatch(sides[side])
+        times = np.median(times, axis=1)
         ratios = times[:, 1] / times[:, 0]
         low, ratio, high = np.quantile(ratios, (0.1, 0.5, 0.9)).tolist()
         default_value, value = np.median(times, axis=0).tolist()
@@ -63,16 +64,14 @@ class MeasuredStep:
         """Everything that one dispatch gives from an empty cache: tokens, their probabilities, keys and values."""
         return [np.asarray(leaf) for leaf in jax.tree.leaves(compiled(self._weights, *self._fresh(), self._packed))]
 
-    def _round(self, compiled: jax.stages.Compiled) -> float:
+    def _dispatch(self, compiled: jax.stages.Compiled) -> float:
         """Milliseconds a step."""
-        cache, memory = self._state
         began = time.perf_counter()
-        for _ in range(self._dispatches):
-            cache, memory, _ = compiled(self._weights, cache, memory, self._packed)
-        jax.block_until_ready(memory)
+        cache, memory, sampled = compiled(self._weights, *self._state, self._packed)
+        sampled.tokens.block_until_ready()
         seconds = time.perf_counter() - began
         self._state = cache, memory
-        return 1e3 * seconds / (self._dispatches * self._program.config.decode_steps)
+        return 1e3 * seconds / self._program.config.decode_steps
 
 
 def _same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:

@@ -61,18 +61,37 @@ def test_a_flag_is_timed_beside_the_defaults(evaluate):
     assert evaluate.kind == "measured"
 
 
-def test_more_effort_is_more_rounds(evaluate, monkeypatch):
-    rounds = []
-    monkeypatch.setattr(evaluate, "_round", lambda compiled: rounds.append(compiled) or 1.0)
+def test_more_effort_is_more_rounds_and_neither_side_always_goes_first(evaluate, monkeypatch):
+    order = []
+    monkeypatch.setattr(evaluate, "_dispatch", lambda compiled: order.append(compiled is evaluate._default) or 1.0)
     cost = evaluate({}, effort=2)
-    assert len(rounds) == 2 + 2 * 2 * 3  # A warm-up of both, then both in each round.
+    order = order[2:]  # A warm-up of both.
+    assert len(order) == 2 * 2 * 3 * 2  # Both sides, twice three rounds of two dispatches.
+    assert sum(order) == len(order) / 2
+    assert sum(order[::2]) == len(order) / 4
     assert cost.ratio == cost.low == cost.high == 1.0
     assert cost.same_results is True
 
 
+def test_a_rounds_ratio_is_of_medians(evaluate, monkeypatch):
+    """One dispatch in three that the machine disturbs, whichever side it meets, moves nothing."""
+    monkeypatch.setattr(evaluate, "_dispatches", 3)
+    calls = {True: 0, False: 0}
+
+    def disturbed(compiled):
+        default = compiled is evaluate._default
+        calls[default] += 1
+        return (100.0 if calls[default] % 3 == 0 else 1.0) * (1.0 if default else 0.5)
+
+    monkeypatch.setattr(evaluate, "_dispatch", disturbed)
+    cost = evaluate({})
+    assert cost.low == cost.ratio == cost.high == 0.5
+    assert (cost.value, cost.default_value) == (0.5, 1.0)
+
+
 def test_a_change_of_results_is_seen(evaluate, monkeypatch):
     results = evaluate._results
-    monkeypatch.setattr(evaluate, "_round", lambda compiled: 1.0)
+    monkeypatch.setattr(evaluate, "_dispatch", lambda compiled: 1.0)
     monkeypatch.setattr(evaluate, "_results", lambda compiled: [r + r.dtype.type(1) for r in results(compiled)])
     assert evaluate({}).same_results is False
 
