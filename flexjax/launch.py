@@ -29,7 +29,7 @@ from rich.console import Console
 from flexjax import config as config_lib
 from flexjax import jobs
 from flexjax.config_file import Launch, home, listed, load, shipped, split
-from flexjax.hardware import distributed, flag_check, xla_flags
+from flexjax.hardware import distributed, flag_check, platforms, xla_flags
 
 PACKAGE = Path(__file__).resolve().parent
 PRODUCT = (PACKAGE, PACKAGE.parent / "models")  # A ValueError raised in here is a refusal, not a bug.
@@ -73,6 +73,7 @@ def _run(args: list[str]) -> int:
         flags_of_set = xla_flags.load(launch.xla_flags, home() / "xla_flags")
         flag_check.check(flags_of_set)
         xla_flags.apply(flags_of_set)
+    platforms.cpu_unless_accelerated()
     job = _job(launch.job)
     if values["help"].value:
         print(_help(job.Config))

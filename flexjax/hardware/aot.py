@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,13 +47,19 @@ class TooLarge:
         return self.needed_bytes - self.available_bytes
 
 
-def compile(lowered: jax.stages.Lowered, available_bytes: int, **options: Any) -> Compiled | TooLarge:
-    """The program compiled, or by how much it does not fit into `available_bytes` of a device."""
-    return compile_keeping(lowered, available_bytes, **options)[0]
+def compile(
+    lowered: jax.stages.Lowered, available_bytes: int, *, turns: Mapping[str, int] | None = None, **options: Any
+) -> Compiled | TooLarge:
+    """The program compiled, or by how much it does not fit into `available_bytes` of a device.
+
+    `turns` of the loops that the program does not know, as `program.read` takes them; `options` as
+    `Lowered.compile` does.
+    """
+    return compile_keeping(lowered, available_bytes, turns=turns, **options)[0]
 
 
 def compile_keeping(
-    lowered: jax.stages.Lowered, available_bytes: int, **options: Any
+    lowered: jax.stages.Lowered, available_bytes: int, *, turns: Mapping[str, int] | None = None, **options: Any
 ) -> tuple[Compiled | TooLarge, jax.stages.Compiled | None]:
     """`compile`, and the compiled program itself, None where its compiler refused it."""
     started = time.perf_counter()
@@ -69,7 +76,7 @@ def compile_keeping(
         return TooLarge(footprint.total, available_bytes, seconds), compiled
     text = compiled.as_text()
     assert text is not None
-    return Compiled(footprint, program.read(text), seconds), compiled
+    return Compiled(footprint, program.read(text, turns or {}), seconds), compiled
 
 
 def footprint_of(compiled: jax.stages.Compiled) -> Footprint:

@@ -6,7 +6,8 @@ often as its loop turns, and an op counts what it moves between itself and the c
   - an operand or result counts if it lives there; what XLA keeps in on-chip memory (a layout with S(1)) is free
   - of an operand that is only sliced or gathered from, the slices; of a result updated in place, the update
   - a kernel (Pallas) counts what it declares as its cost estimate
-  - a loop whose number of turns the program does not know counts once: a dispatch of several decode steps is one
+  - a loop whose number of turns the program does not know counts as often as the caller says by its name, else
+    once: a dispatch of several decode steps is one
   - of a conditional the cheapest branch: the stages of sampling that nobody asked for cost nothing
 """
 
@@ -15,6 +16,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from flexjax.hardware import hlo
 from flexjax.hardware.hlo import Buffer, Instruction, Module
@@ -69,15 +71,15 @@ class Program:
         return sum(op.turns * op.sent_bytes for op in self.ops)
 
 
-def read(text: str) -> Program:
-    """The program of `Compiled.as_text()`."""
-    reader = _Reader(hlo.parse(text))
+def read(text: str, turns: Mapping[str, int] = MappingProxyType({})) -> Program:
+    """The program of `Compiled.as_text()`; `turns` of loops that it does not know, by the `jax.named_scope` around."""
+    reader = _Reader(hlo.parse(text), turns)
     return Program(tuple(reader.run(reader.module.entry, 1)))
 
 
 class _Reader:
-    def __init__(self, module: Module):
-        self.module = module
+    def __init__(self, module: Module, turns: Mapping[str, int]):
+        self.module, self.turns = module, turns
         # Many fusions call the same computation.
         self.read_of = functools.cache(self._read_of)
         self.written_of = functools.cache(self._written_of)
@@ -117,10 +119,8 @@ class _Reader:
 
     def _traffic(self, i: Instruction, sources: Sequence[Instruction]) -> int:
         """Bytes to and from main memory."""
-        called = i.called("calls") if i.opcode == "fusion" else None
-        results = list(i.buffers)
-        if i.opcode.endswith("-start"):  # It gives its operands back beside the result.
-            results = results[:1] if i.opcode == "copy-start" else results[len(results) // 2 :]
+        called = i.called("calls") if i.opcode in ("fusion", "fusion-start") else None
+        results = _results(i, sources)
         updates = self.written_of(called) if called else (_update_bytes(i, sources),) * len(results)
         total = 0
         for buffer, update in zip(results, updates, strict=True):
@@ -171,7 +171,7 @@ class _Reader:
 
     def _flops(self, i: Instruction, sources: Sequence[Instruction]) -> int:
         """Of products alone: what else a model computes is nothing beside them."""
-        if i.opcode == "fusion":
+        if i.opcode in ("fusion", "fusion-start"):
             return self.flops_of(i.called("calls"))
         if i.opcode == "dot":
             return _dot_flops(i, sources[0].buffers[0])
@@ -189,7 +189,18 @@ class _Reader:
             value = re.match(r"\((\d+)\)", bound.attributes)
             if bound.opcode == "constant" and value:
                 return int(value[1])
-        return 1
+        name = re.search(r'op_name="([^"]*)"', loop.attributes)
+        scope = name[1].split("/")[-2:-1] if name else []
+        return next((self.turns[part] for part in scope if part in self.turns), 1)
+
+
+def _results(i: Instruction, sources: Sequence[Instruction]) -> tuple[Buffer, ...]:
+    """What an instruction makes; one that only starts gives its operands back beside it."""
+    if i.opcode == "copy-start":
+        return i.buffers[:1]
+    if i.opcode == "fusion-start":
+        return i.buffers[sum(len(s.buffers) for s in sources) : -1]
+    return i.buffers[len(i.buffers) // 2 :] if i.opcode.endswith("-start") else i.buffers
 
 
 def _taken_bytes(user: Instruction, n: int, whole: int) -> int:

@@ -68,7 +68,30 @@ def least_seconds(program: Program, limits: Limits, needed_bytes: int) -> float:
     return max(least_bytes / limits.bytes_per_s, program.flops / limits.flops_per_s)
 
 
-def slowest(program: Program, limits: Limits, count: int) -> list[tuple[Op, float]]:
-    """The ops that take most of the static time, and their seconds over all turns."""
-    timed = [(op, op.turns * op_seconds(op, limits)) for op in program.ops]
-    return sorted(timed, key=lambda pair: -pair[1])[:count]
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The ops of one kind that come from one place in the source, over all their turns."""
+
+    name: str  # "fusion ...D,DO->...O/dot_general"
+    turns: int
+    seconds: float
+    moved_bytes: int  # To and from main memory, or into collectives.
+    cycles: int | None  # The compiler's estimate; None where it gives none.
+
+
+def slowest(program: Program, limits: Limits, count: int) -> list[Share]:
+    """What takes most of the static time."""
+    kinds: dict[str, list[Op]] = {}
+    for op in program.ops:
+        kinds.setdefault(f"{op.opcode} {op.label}", []).append(op)
+    shares = [
+        Share(
+            name=name,
+            turns=sum(op.turns for op in ops),
+            seconds=sum(op.turns * op_seconds(op, limits) for op in ops),
+            moved_bytes=sum(op.turns * (op.sent_bytes or op.hbm_bytes) for op in ops),
+            cycles=sum(op.turns * (op.cycles or 0) for op in ops) or None,
+        )
+        for name, ops in kinds.items()
+    ]
+    return sorted(shares, key=lambda share: -share.seconds)[:count]

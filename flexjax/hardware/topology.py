@@ -71,14 +71,6 @@ def missing(chip: Chip) -> str | None:
     return f"{', '.join(absent)} is not installed. {_EXTRA}" if absent else None
 
 
-def cpu_unless_accelerated() -> None:
-    """Sets JAX_PLATFORMS=cpu, unless it is set, on a machine with no accelerator: with the compilers of other chips
-    installed JAX else tries to start those chips, and complains."""
-    nodes = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd", "dxg")
-    if not any(any(Path("/dev").glob(node)) for node in nodes):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None

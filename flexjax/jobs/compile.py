@@ -35,7 +35,7 @@ class Config:
 def run(config: Config, workdir: Path) -> int:
     console = Console()
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype)
+    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype, target.chip.platform)
     batch, context = config.engine.max_num_seqs, config.engine.max_model_len or model.config.max_position
     name = Path(config.model).name
     title = f"{name}, {config.engine.dtype}, {batch} × {context} tokens on {target} (compiled)"

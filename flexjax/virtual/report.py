@@ -56,17 +56,17 @@ def steps_table(reports: Sequence[StepReport], title: str) -> Table:
 
 
 def slowest_table(report: StepReport) -> Table:
-    """The five ops that hold a step back."""
+    """The five kinds of op that hold a step back."""
     title = f"What holds back {name_of(report)}, {1e3 * report.static_seconds:.2f} ms"
     table = Table(title=title, expand=True, **_LEAN)
     table.add_column("op", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name in ("turns", "MB a turn", "cycles", "ms", "share"):
+    for name in ("turns", "MB", "cycles", "ms", "share"):
         table.add_column(name, justify="right", no_wrap=True)
-    for op, seconds in report.slowest:
-        cycles = "" if op.cycles is None else f"{op.cycles:,}"
-        share = f"{100 * seconds / report.static_seconds:.0f} %"
-        moved = (op.sent_bytes or op.hbm_bytes) / 1e6
-        table.add_row(f"{op.opcode} {op.label}", f"{op.turns}", f"{moved:.2f}", cycles, f"{1e3 * seconds:.2f}", share)
+    for part in report.slowest:
+        cycles = "" if part.cycles is None else f"{part.cycles:,}"
+        share = f"{100 * part.seconds / report.static_seconds:.0f} %"
+        moved, milliseconds = f"{part.moved_bytes / 1e6:,.1f}", f"{1e3 * part.seconds:.2f}"
+        table.add_row(part.name, f"{part.turns}", moved, cycles, milliseconds, share)
     return table
 
 
@@ -141,6 +141,7 @@ def _columns(report: StepReport) -> dict[str, Any]:
         "metrics.fits": report.fits,
         "metrics.weights_bytes": report.weights,
         "metrics.cache_bytes": report.cache,
+        "metrics.live_cache_bytes": report.live_cache,
         "metrics.compile_s": report.outcome.seconds,
         "metrics.compile_s_kind": "measured",
     }
@@ -163,7 +164,7 @@ def _columns(report: StepReport) -> dict[str, Any]:
         "metrics.static_over_least": report.static_seconds / report.least_seconds,
         "metrics.static_tokens_per_s": report.tokens_per_s(report.static_seconds),
         "metrics.least_tokens_per_s": report.tokens_per_s(report.least_seconds),
-        "metrics.slowest_ops": "; ".join(f"{op.opcode} {op.label} {1e3 * s:.3f} ms" for op, s in report.slowest),
+        "metrics.slowest_ops": "; ".join(f"{part.name} {1e3 * part.seconds:.3f} ms" for part in report.slowest),
     }
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from flexjax.engine.step import StepProgram, StepShape, compiler_options
 from flexjax.hardware import aot, roofline
-from flexjax.hardware.program import Op
+from flexjax.kernels.ragged_paged_attention import xla
 from flexjax.virtual.target import Target
 
 
@@ -19,6 +19,7 @@ class StepReport:
     outcome: aot.Compiled | aot.TooLarge
     weights: int
     cache: int
+    live_cache: int  # Of the cache, what this step's sequences hold.
     target: Target
 
     @property
@@ -37,7 +38,7 @@ class StepReport:
 
     @property
     def least_seconds(self) -> float:
-        return roofline.least_seconds(self.compiled.program, self.target.limits, self.weights + self.cache)
+        return roofline.least_seconds(self.compiled.program, self.target.limits, self.weights + self.live_cache)
 
     @property
     def kernel_seconds(self) -> float:
@@ -46,12 +47,25 @@ class StepReport:
         return sum(op.turns * roofline.op_seconds(op, self.target.limits) for op in ops)
 
     @property
-    def slowest(self) -> list[tuple[Op, float]]:
+    def slowest(self) -> list[roofline.Share]:
         return roofline.slowest(self.compiled.program, self.target.limits, 5)
 
     def tokens_per_s(self, seconds: float) -> float:
         """Of all replicas together: what a decode step makes, or the rows that a mixed step takes in."""
         return self.target.num_replicas * self.shape.num_rows / seconds
+
+
+# Without a GPU there is nothing to time candidate kernels on.
+_DESCRIBED_OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}}
+
+
+def _turns(shape: StepShape, context: int, page_size: int) -> dict[str, int]:
+    """Of the loops of plain-JAX attention, with every sequence at full context."""
+    block = max(1, xla.BLOCK_TOKENS // page_size) * page_size
+    return {
+        xla.PAGE_LOOP: -(-context // block),
+        xla.ROW_LOOP: max(shape.num_seqs, -(-shape.num_rows // xla.BLOCK_ROWS)),
+    }
 
 
 def compile_steps(
@@ -66,27 +80,31 @@ def compile_steps(
     The largest decode step is compiled first and chooses how the weights lie in memory; the others take them so.
     """
     shapes = list(program.shapes if shapes is None else shapes)
-    options = compiler_options(program.config, target.chip.platform)
+    platform = target.chip.platform
+    options = _DESCRIBED_OPTIONS.get(platform) or compiler_options(program.config, platform)
     weights, cache = aot.device_bytes(program.weights), aot.device_bytes(program.cache)
 
     def report(shape: StepShape, outcome: aot.Compiled | aot.TooLarge) -> StepReport:
-        made = StepReport(shape, context, outcome, weights, cache, target)
+        live = round(cache * min(1, shape.num_seqs / program.config.max_num_seqs))
+        made = StepReport(shape, context, outcome, weights, cache, live, target)
         done(made)
         return made
 
     def compiled(shape: StepShape, lowered) -> StepReport:
-        return report(shape, aot.compile(lowered, target.limits.hbm_bytes, compiler_options=options))
+        settings = {"turns": _turns(shape, context, program.config.page_size), "compiler_options": options}
+        return report(shape, aot.compile(lowered, target.limits.hbm_bytes, **settings))
 
     first = max(shapes)
     reports = {}
-    leading = aot.compile_keeping(
-        program.lower(first, free_layouts=target.chip.platform == "tpu"),
+    free = platform == "tpu"
+    outcome, executable = aot.compile_keeping(
+        program.lower(first, free_layouts=free),
         target.limits.hbm_bytes,
+        turns=_turns(first, context, program.config.page_size),
         compiler_options=options,
     )
-    outcome, executable = leading
     reports[first] = report(first, outcome)
-    if executable is not None:
+    if free and executable is not None:
         program.keep_layouts(executable)
     rest = [shape for shape in shapes if shape != first]
     lowered = [program.lower(shape) for shape in rest]

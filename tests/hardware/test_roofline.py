@@ -43,8 +43,20 @@ def test_static_time_adds_turns_and_least_time_takes_the_slower_limit():
     assert program.hbm_bytes == 500
     assert roofline.least_seconds(program, LIMITS, needed_bytes=400) == pytest.approx(4.0)
     assert roofline.least_seconds(program, LIMITS, needed_bytes=10**6) == pytest.approx(5.0)  # All that it reads.
-    (slowest, seconds), *_ = roofline.slowest(program, LIMITS, 1)
-    assert (slowest.cycles, seconds) == (10, pytest.approx(3.0))
+
+
+def test_the_slowest_are_added_up_by_where_they_come_from():
+    program = Program(
+        (
+            op(label="a", turns=3, cycles=10, hbm_bytes=100),
+            op(label="b", cycles=40),
+            op(label="a", cycles=20, hbm_bytes=7),
+        )
+    )
+    first, second = roofline.slowest(program, LIMITS, 5)
+    assert (first.name, first.turns, first.moved_bytes, first.cycles) == ("fusion a", 4, 307, 50)
+    assert (first.seconds, second.seconds) == (pytest.approx(5.0), pytest.approx(4.0))
+    assert roofline.slowest(program, LIMITS, 1) == [first]
 
 
 def test_limits_are_those_of_one_device():

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from flexjax.hardware import chips, topology
@@ -71,25 +68,3 @@ def test_a_missing_compiler_is_named_with_the_extra_that_brings_it(name, monkeyp
     monkeypatch.setattr(topology, "_installed", lambda module: False)
     with pytest.raises(ValueError, match=r"is not installed\. .*flexjax\[virtual\]"):
         topology.devices(chips.find(name), "1x1" if name == "v5e" else "1")
-
-
-def test_a_machine_without_accelerators_keeps_to_its_cpu(monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
-    topology.cpu_unless_accelerated()
-    assert os.environ["JAX_PLATFORMS"] == "cpu"
-
-
-def test_a_platform_that_was_asked_for_stays(monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
-    topology.cpu_unless_accelerated()
-    assert os.environ["JAX_PLATFORMS"] == "tpu,cpu"
-
-
-def test_an_accelerator_is_left_to_jax(monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    found = {"accel*": [Path("/dev/accel0")]}
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found.get(pattern, ())))
-    topology.cpu_unless_accelerated()
-    assert "JAX_PLATFORMS" not in os.environ

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 BLOCK_ROWS = 64  # Rows of one sequence at a time.
 BLOCK_TOKENS = 256  # Keys and values gathered at a time, in whole pages.
+# Names of the loops in a compiled program, which cannot tell how often they turn.
+ROW_LOOP, PAGE_LOOP = "blocks_of_rows", "blocks_of_pages"
 
 
 def ragged_paged_attention(
@@ -83,7 +85,8 @@ def _by_blocks(
         # Rows past the sequence's end are written too; the next block, which begins there, overwrites them.
         return jax.lax.dynamic_update_slice_in_dim(out, block[0], first, axis=0)
 
-    return jax.lax.fori_loop(0, ends[-1], step, jnp.zeros((T + rows, N, H)))[:T]
+    with jax.named_scope(ROW_LOOP):
+        return jax.lax.fori_loop(0, ends[-1], step, jnp.zeros((T + rows, N, H)))[:T]
 
 
 def _attend(
@@ -133,6 +136,7 @@ def _attend(
     if window is not None:
         oldest = jnp.maximum(jnp.min(jnp.where(live, position, P * page_size)) - window + 1, 0)
     newest = jnp.max(jnp.where(live, position, -1))
-    _, total, values = jax.lax.fori_loop(oldest // S, newest // S + 1, step, carry)
+    with jax.named_scope(PAGE_LOOP):
+        _, total, values = jax.lax.fori_loop(oldest // S, newest // S + 1, step, carry)
     out = jnp.where(total > 0, values / total, 0.0)
     return jnp.einsum("BKGTH->BTKGH", out).reshape(B, T, N, H)
