@@ -43,9 +43,7 @@ class Engine:
     def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig, mesh: Mesh | None = None):
         """`mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`)."""
         started = time.perf_counter()
-        if mesh is None and config.mesh is not None:
-            mesh = make_mesh(config.mesh)
-        self.placement = Placement(mesh)
+        self.placement = _placement(config, mesh)
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary
@@ -62,7 +60,7 @@ class Engine:
             config,
             num_pages=self.pool.capacity + 1,
             pages_per_seq=self.pool.pages_for(self.max_model_len),
-            mesh=mesh,
+            mesh=self.placement.mesh,
         )
         self.runner.compile()
         self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)
@@ -80,8 +78,7 @@ class Engine:
     def load(cls, directory: str | Path, config: EngineConfig | None = None, mesh: Mesh | None = None) -> "Engine":
         """The engine of a Hugging Face model directory."""
         config = config or EngineConfig()
-        if mesh is None and config.mesh is not None:
-            mesh = make_mesh(config.mesh)
+        mesh = _placement(config, mesh).mesh
         started = time.perf_counter()
         family, hf = causal_lm.family_of_directory(directory)
         vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
@@ -348,6 +345,10 @@ def _logprobs(arrays: tuple[np.ndarray, np.ndarray], i: int, chunk: Chunk, count
     """The chosen token first, then the `count` most likely ones."""
     ids, values = (a[: chunk.samples, i, : 1 + count].tolist() for a in arrays)
     return [dict(zip(ids_, values_, strict=True)) for ids_, values_ in zip(ids, values, strict=True)]
+
+
+def _placement(config: EngineConfig, mesh: Mesh | None) -> Placement:
+    return Placement(make_mesh(config.mesh) if mesh is None and config.mesh is not None else mesh)
 
 
 def _context_limit(config: EngineConfig, model: CausalLM) -> int:
