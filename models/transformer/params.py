@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexjax.causal_lm import family_of_directory
+from flexjax.causal_lm import Axes, Place, family_of_directory
 from flexjax.safetensors_io import SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
 from models.transformer.config import TransformerConfig
 from models.transformer.hf_config import config_from_hf, config_to_hf
 from models.transformer.hf_names import NAMING, Naming, Stored
 from models.transformer.modeling import Transformer
-
-# Puts one parameter, given with its logical axes, on the device or mesh.
-Place = Callable[[np.ndarray, tuple[str, ...]], jax.Array]
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 
@@ -35,7 +32,7 @@ class Source:
     stored: Stored
 
 
-def place_on_default_device(value: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
+def place_on_default_device(value: np.ndarray, axes: Axes) -> jax.Array:
     # A copy even on CPU: an array that aliased the file would change or die with it.
     return jax.device_put(value, may_alias=False)
 
