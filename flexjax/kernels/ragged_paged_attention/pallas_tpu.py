@@ -87,7 +87,7 @@ def _refuse(q: Array, kv_pages: Array) -> None:
 
 def _attend(
     q: Float[Array, "T N H"],
-    kv_pages: Float[Array, "num_pages page_size 2K H"],
+    kv_pages: Float[Array, "num_pages page_size KV H"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
     query_starts: Int[Array, "B+1"],
