@@ -133,7 +133,9 @@ def _print(console: Console, config: Config, finding: Finding, evaluator: Evalua
             f"{cost.default_value:.4g} → {cost.value:.4g} {evaluator.unit}: {cost.ratio:.3f} of the time "
             f"({cost.low:.3f}–{cost.high:.3f})"
         )
-    target = f"xla_flags/{config.set_name}.txt"
     console.print(f"The set and its evidence: {path}", markup=False, soft_wrap=True)
-    console.print(f"To keep it: cp {shlex.quote(str(path))} {target}", markup=False, soft_wrap=True)
-    console.print(f"To use it:  --config.xla_flags={config.set_name}", markup=False, soft_wrap=True)
+    console.print(
+        f"To keep it: cp {shlex.quote(str(path))} xla_flags/{config.set_name}.txt", markup=False, soft_wrap=True
+    )
+    if finding.cost is not None:
+        console.print(f"To use it:  --config.xla_flags={config.set_name}", markup=False, soft_wrap=True)
