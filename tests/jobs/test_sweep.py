@@ -1,6 +1,7 @@
 """The sweep job: what it runs, what it skips, what it keeps. A stand-in for the launcher writes each point's record."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -154,12 +155,14 @@ def test_the_config_that_ships_resolves():
     assert len(sweep._points(config)) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["processes", "ray"])
 def test_one_command_sweeps_with_the_real_launcher(tmp_path, kind):
     """Ray starts on this machine, runs both points as its tasks, and ends with the sweep."""
-    if kind == "ray":
-        pytest.importorskip("ray", reason="ray is not installed (extra 'search')", exc_type=(ImportError, KeyError))
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed (extra 'search')")
+    # The package amdsmi, which zeus brings, breaks Ray's import where AMD's library is absent; here it is hidden.
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "amdsmi.py").write_text("raise ImportError")
     (tmp_path / "base.py").write_text(
         '"""A tiny model."""\nfrom ml_collections import ConfigDict\n\ndef get_config():\n'
         f"    engine = dict(dtype='float32', max_num_seqs=2, max_num_batched_tokens=32, max_model_len=48)\n"
@@ -180,7 +183,11 @@ def test_one_command_sweeps_with_the_real_launcher(tmp_path, kind):
         f"--workdir={tmp_path / 'w'}",
     ]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tmp_path / "hidden")},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folders = list((tmp_path / "w" / "points").iterdir())

@@ -78,16 +78,23 @@ print(os.getcwd())
     assert files["log.txt"].decode().strip() == str(executors.home())
 
 
-def test_ray_that_is_not_installed_is_asked_for(monkeypatch, task):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ModuleNotFoundError("ray"), r"Install the extra 'search'.*or set executor.kind='processes'"),
+        (KeyError("libamd_smi.so"), r"'libamd_smi.so' is missing\). pip uninstall amdsmi, or set executor.kind"),
+    ],
+)
+def test_a_ray_that_cannot_be_imported_is_explained(monkeypatch, task, error, says):
     real = builtins.__import__
 
     def no_ray(name, *args, **kwargs):
         if name == "ray":
-            raise ModuleNotFoundError(name)
+            raise error
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_ray)
-    with pytest.raises(ValueError, match=r"Install the extra 'search'.*or set executor.kind='processes'"):
+    with pytest.raises(ValueError, match=says):
         next(executors.run_on_ray([task("a", "")], ExecutorConfig("ray")))
 
 
