@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -69,7 +70,9 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._wake = threading.Condition()
-        self._inbox: list[Sequence | str] = []  # New sequences, and ids to cancel, in order.
+        self._inbox: list[Sequence | tuple[Sequence, ...]] = []  # New ones, and those to cancel, in order.
+        self._starting = threading.Lock()  # Held by start and stop: one thread at a time.
+        self._closed = False  # Between the end of the thread and the next start.
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._failure: BaseException | None = None
@@ -96,19 +99,21 @@ class Engine:
                 "An engine over several processes makes the same steps in each, which threads would not: use "
                 "LLM.generate with the same prompts in every process, or one engine a process on its own devices."
             )
-        if self._thread is None:
-            self._stopping = False
-            self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._stopping = self._closed = False
+                self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread; requests still open get "done" with reason "cancelled"."""
-        if self._thread is not None:
-            with self._wake:
-                self._stopping = True
-                self._wake.notify()
-            self._thread.join()
-            self._thread = None
+        with self._starting:
+            if self._thread is not None:
+                with self._wake:
+                    self._stopping = True
+                    self._wake.notify()
+                self._thread.join()
+                self._thread = None
 
     def submit(self, request: Request) -> None:
         """Queues a request; ValueError, before anything else happens, when it can never be served."""
@@ -120,6 +125,8 @@ class Engine:
         with self._wake:
             if self._failure is not None:
                 raise RuntimeError("The engine has failed and takes no requests.") from self._failure
+            if self._closed:
+                raise RuntimeError("The engine was stopped; start() lets it take requests again.")
             if request.id in self._live:
                 raise ValueError(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
             sequences = [
@@ -130,7 +137,7 @@ class Engine:
                     seed=(seed + index) % 2**32,
                     limit=min(params.max_tokens, self.max_model_len - len(prompt)),
                     stop_ids=eos | frozenset(params.stop_token_ids),
-                    stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop),
+                    stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop, prompt),
                     tokens=list(prompt),
                 )
                 for index in range(params.n)
@@ -147,13 +154,7 @@ class Engine:
             raise ValueError(
                 "A prompt needs at least one token; this one is empty. Begin with a BOS token or some text."
             )
-        vocab_size = self.runner.vocab_size
-        strangers = [t for t in prompt if not 0 <= t < vocab_size]
-        if strangers:
-            raise ValueError(
-                f"Token ids must lie in [0, {vocab_size}); the prompt has {strangers[:5]}. Tokenise it with the "
-                "model's own tokenizer."
-            )
+        self.check_tokens((*prompt, *params.stop_token_ids))
         if len(prompt) >= self.max_model_len:
             raise ValueError(
                 f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has "
@@ -176,10 +177,21 @@ class Engine:
                 f"min_tokens can hold back at most {MAX_STOP_IDS} stop ids; this request has {len(stops)}."
             )
 
+    def check_tokens(self, token_ids: Iterable[int]) -> None:
+        """ValueError for ids that the model has no embedding for."""
+        vocab_size = self.runner.vocab_size
+        strangers = [t for t in token_ids if not 0 <= t < vocab_size]
+        if strangers:
+            raise ValueError(
+                f"Token ids must lie in [0, {vocab_size}); the request has {strangers[:5]}. Tokenise it with the "
+                "model's own tokenizer."
+            )
+
     def cancel(self, request_id: str) -> None:
         """Ends a request: "done" with reason "cancelled". An unknown id is ignored: it may just have ended."""
         with self._wake:
-            self._inbox.append(request_id)
+            # Those that bear the id now: it may be taken again before the engine's thread looks.
+            self._inbox.append(tuple(self._live.get(request_id, ())))
             self._wake.notify()
 
     @property
@@ -190,6 +202,11 @@ class Engine:
     def holds(self, request_id: str) -> bool:
         """Whether a request of that id is open."""
         return request_id in self._live
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device failed, so that no request can be taken any more."""
+        return self._failure is not None
 
     @property
     def num_open(self) -> int:
@@ -217,8 +234,7 @@ class Engine:
             self._end_all("cancelled", "The engine was stopped.")
         except Exception as error:  # The device's: told to every open request and to whoever submits the next.
             logging.exception("The engine failed.")
-            self._failure = error
-            self._end_all("error", f"The engine failed: {error}")
+            self._end_all("error", f"The engine failed: {error}", failure=error)
 
     def _take_inbox(self) -> None:
         if not self._inbox:
@@ -229,7 +245,7 @@ class Engine:
             if isinstance(item, Sequence):
                 self.scheduler.add(item)
             else:
-                for sequence in list(self._live.get(item, ())):
+                for sequence in item:
                     self._finish(sequence, "cancelled")
 
     def _dispatch(self, plan: Plan) -> None:
@@ -283,7 +299,7 @@ class Engine:
             if token in sequence.stop_ids and num_outputs > params.min_tokens:
                 reason = "stop"
                 break
-            text += sequence.stream.push(token)
+            text += sequence.stream.push(token, may_stop=num_outputs > params.min_tokens)
             if sequence.stream.stopped:
                 reason = "stop"
                 break
@@ -306,6 +322,8 @@ class Engine:
             self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        if sequence.status is Status.FINISHED:  # By its listener, or by a sibling's.
+            return
         self.scheduler.finish(sequence)
         siblings = self._live[sequence.request.id]
         siblings.remove(sequence)
@@ -333,11 +351,13 @@ class Engine:
                 self._finish(sibling, "error")
             return False
 
-    def _end_all(self, reason: FinishReason, error: str) -> None:
-        self._take_inbox()
-        for sequences in list(self._live.values()):
-            for sequence in list(sequences):
-                self._finish(sequence, reason, error)
+    def _end_all(self, reason: FinishReason, error: str, failure: Exception | None = None) -> None:
+        with self._wake:  # From here on `submit` refuses, so that nobody slips in behind.
+            self._closed, self._failure = True, failure
+            self._inbox = []
+            everyone = [sequence for sequences in self._live.values() for sequence in sequences]
+        for sequence in everyone:
+            self._finish(sequence, reason, error)
         self._in_flight.clear()
 
 

@@ -124,6 +124,7 @@ class LLM:
                 raise ValueError(
                     f"Prompt {i} must have 1 to {engine.max_model_len} tokens (max_model_len); it has {len(tokens)}."
                 )
+            engine.check_tokens(tokens)
         if rows_per_step not in self._scorers:
             self._scorers[rows_per_step] = Scorer(
                 engine.runners[0].model(),

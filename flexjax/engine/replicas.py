@@ -1,7 +1,7 @@
 """Several engines behind one door: data-parallel serving, in which each replica has pages of its own."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,16 @@ class Replicas:
     def check(self, request: Request) -> None:
         self.engines[0].check(request)
 
+    def check_tokens(self, token_ids: Iterable[int]) -> None:
+        self.engines[0].check_tokens(token_ids)
+
     def submit(self, request: Request) -> None:
-        """As `Engine.submit`; of engines with as few open requests the first."""
+        """As `Engine.submit`; of the engines that have not failed the first with fewest open requests."""
         with self._routing:
             if self.holds(request.id):
                 raise ValueError(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
-            min(self.engines, key=lambda engine: engine.num_open).submit(request)
+            healthy = [engine for engine in self.engines if not engine.failed] or self.engines
+            min(healthy, key=lambda engine: engine.num_open).submit(request)
 
     def cancel(self, request_id: str) -> None:
         for engine in self.engines:

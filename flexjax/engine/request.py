@@ -1,6 +1,7 @@
 """What goes into the engine and what comes out: sampling parameters, requests, events, outputs."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -37,16 +38,23 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        whole = [("n", self.n), ("top_k", self.top_k), ("max_tokens", self.max_tokens), ("min_tokens", self.min_tokens)]
+        whole += [("stop_token_ids", i) for i in self.stop_token_ids] + [("seed", self.seed or 0)]
+        whole += [("logprobs", self.logprobs or 0)]
+        for name, value in whole:
+            if not isinstance(value, numbers.Integral) or not -(2**31) <= value < 2**32:
+                raise ValueError(f"SamplingParams.{name} must be a whole number of 32 bits; got {value!r}.")
         rules = [
             ("n", self.n >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or a finite positive number"),
-            ("top_k", self.top_k >= 0, "0 (off) or positive"),
+            # Below 1e-5 the scaled logits overflow float32; so would the penalty's reciprocal.
+            ("temperature", self.temperature == 0 or 1e-5 <= self.temperature < 1e5, "0 (greedy) or in [1e-5, 1e5)"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (off) or positive, below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a finite positive number"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "in [1e-3, 1e3]"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", 1 <= self.max_tokens < 2**30, "at least 1 and below 2**30"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"in [0, max_tokens={self.max_tokens}]"),
             ("stop", all(self.stop), "non-empty strings"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"None or 0..{MAX_LOGPROBS}"),

@@ -82,14 +82,19 @@ def count_fed(
     tokens: Int[Array, "T"],
     positions: Int[Array, "T"],
     query_starts: Int[Array, "B+1"],
+    fresh: Bool[Array, "B"],
 ) -> Memory:
-    """The memory after a step's rows; unchanged unless a sequence of the batch is penalised."""
+    """The memory after a step's rows; unchanged unless a sequence of the batch is penalised.
+
+    Rows of a sequence that is not `fresh` repeat what was fed before, and are not counted again.
+    """
 
     def count(memory: Memory) -> Memory:
         rows = jnp.arange(tokens.shape[0])
         owner = jnp.searchsorted(query_starts, rows, side="right").astype(jnp.int32) - 1
         live = rows < query_starts[-1]
         owner = jnp.where(live, owner, 0)
+        live &= fresh[owner]
         slot = jnp.where(live, slots[owner], memory.last_tokens.shape[0])  # Out of bounds: dropped.
         from_prompt = positions < controls.prompt_lengths[owner]
         lengths = query_starts[1:] - query_starts[:-1]

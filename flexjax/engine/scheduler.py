@@ -61,7 +61,7 @@ class Scheduler:
         Steps in flight may still write to those pages. That is safe: the device runs steps in order, so
         whoever gets the pages next writes later.
         """
-        if sequence.status is Status.WAITING:
+        if sequence in self.waiting:  # Not one that is still on its way in.
             self.waiting.remove(sequence)
         elif sequence.status is Status.RUNNING:
             self._withdraw(sequence)

@@ -144,7 +144,10 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array],
     num_rows, num_seqs = f["tokens"].shape[0], f["slots"].shape[0]
     last = memory.last_tokens[f["slots"]][jnp.minimum(jnp.arange(num_rows), num_seqs - 1)]
     tokens = jnp.where(f["tokens"] == FROM_DEVICE, last, f["tokens"])
-    cache, memory, sampled = _forward(model, cache, memory, f, tokens, f["positions"], f["kv_lengths"], num_rows)
+    fresh = jnp.ones_like(f["slots"], bool)
+    cache, memory, sampled = _forward(
+        model, cache, memory, f, tokens, f["positions"], f["kv_lengths"], fresh, max_query_len=num_rows
+    )
     padding = ((0, max_steps - 1), (0, 0))
     pad = lambda x: jnp.pad(x[None], padding[:1] + ((0, 0),) * x.ndim)
     return cache, memory, jax.tree.map(pad, sampled)
@@ -153,8 +156,8 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array],
 def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array], max_steps: int):
     """`num_steps` tokens a sequence in one dispatch.
 
-    A sequence with fewer `samples` to make stays on its last row and writes the same keys and values
-    there again, which changes nothing.
+    A sequence with fewer `samples` to make stays on its last row, writes the same keys and values there
+    again and samples the same token, which changes nothing.
     """
     num_seqs = f["slots"].shape[0]
     live = f["kv_lengths"] > 0
@@ -165,7 +168,15 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array
         step = jnp.minimum(j, f["samples"] - 1)
         ahead = jnp.where(live, step, 0)
         cache, memory, sampled = _forward(
-            model, cache, memory, f, fed, f["positions"] + ahead, f["kv_lengths"] + ahead, 1
+            model,
+            cache,
+            memory,
+            f,
+            fed,
+            f["positions"] + ahead,
+            f["kv_lengths"] + ahead,
+            j < f["samples"],
+            max_query_len=1,
         )
         out = jax.tree.map(lambda all_steps, one: all_steps.at[j].set(one), out, sampled)
         fed = jnp.where(j + 1 < f["samples"], sampled.tokens, fed)
@@ -182,12 +193,12 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array
     return cache, memory, out
 
 
-def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, max_query_len: int):
+def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, max_query_len: int):
     slots, starts = f["slots"], f["query_starts"]
     batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len)
     hidden, cache = model(batch, cache)
     controls = _controls(f)
-    memory = count_fed(memory, controls, slots, tokens, positions, starts)
+    memory = count_fed(memory, controls, slots, tokens, positions, starts, fresh)
     last_rows = jnp.maximum(starts[1:] - 1, 0)
     sampled = sample(model.logits(hidden[last_rows]), controls, memory, slots, kv_lengths)
     memory = dataclasses.replace(memory, last_tokens=memory.last_tokens.at[slots].set(sampled.tokens))

@@ -100,6 +100,27 @@ def test_pool_pressure_really_preempts(cramped):
     assert cramped.stats.preemptions > 0
 
 
+def test_steps_that_only_repeat_a_row_are_not_counted_again(tiny_model):
+    """In a tight pool one sequence of a dispatch makes one token while its neighbours make four."""
+    params = SamplingParams(temperature=0, max_tokens=30, frequency_penalty=0.7, presence_penalty=0.3)
+    tight = {**vars(CONFIG), "num_pages": 17, "decode_steps": 4, "max_model_len": 60}
+    engine = Engine(tiny_model, None, EngineConfig(**tight))
+    uneven, schedule = [], engine.scheduler.schedule
+
+    def watched():
+        plan = schedule()
+        if plan is not None:
+            uneven.extend(c for c in plan.chunks if c.samples < plan.num_steps and c.sequence.remaining > 0)
+        return plan
+
+    engine.scheduler.schedule = watched
+    requests = {f"r{i}": (prompt(20 + i, 4 + 3 * i), params) for i in range(8)}
+    together = run(engine, requests)
+    assert uneven, "the pool was not tight enough to provoke it"
+    for name, one in requests.items():
+        assert together.tokens(name) == run(engine, {name: one}).tokens(name)
+
+
 def test_events_come_in_order_and_once(engine):
     log = run(engine, {"a": (prompt(0, 9), greedy(7)), "b": (prompt(1, 40), greedy(1))})
     for name, count in (("a", 7), ("b", 1)):
@@ -174,6 +195,30 @@ def test_a_listener_that_raises_loses_its_own_request_only(engine, caplog):
         pass
     assert len(log.tokens("good")) == 10 and engine.num_open == 0 and engine.pool.num_used == 0
     assert "'bad' raised" in caplog.text
+
+
+def test_a_listener_that_raises_at_the_end_of_several_continuations(engine, caplog):
+    def broken(event):
+        if event.kind == "done":
+            raise KeyError("closed")
+
+    log = Log()
+    engine.submit(Request("bad", prompt(0, 5), SamplingParams(n=2, max_tokens=90), listener=broken))
+    engine.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
+    engine.step()
+    engine.cancel("bad")
+    while engine.step():
+        pass
+    assert len(log.tokens("good")) == 10 and engine.num_open == 0 and engine.pool.num_used == 0
+
+
+def test_a_late_cancel_does_not_reach_the_next_bearer_of_the_id(engine):
+    log = Log()
+    engine.cancel("again")
+    engine.submit(Request("again", prompt(0, 5), greedy(6), listener=log))
+    while engine.step():
+        pass
+    assert log.reason("again") == "length"
 
 
 def test_a_failing_device_is_told_to_everyone_and_takes_no_more(tiny_model, monkeypatch, caplog):

@@ -99,6 +99,11 @@ def test_a_bad_prompt_is_named_before_anything_runs(llama, prompts, message):
     assert llama.engine.num_open == 0
 
 
+def test_score_refuses_what_generate_refuses(llama):
+    with pytest.raises(ValueError, match=r"Token ids must lie in \[0, 160\).*1000"):
+        llama.score([[5, 1000]])
+
+
 def test_params_must_match_prompts(llama):
     with pytest.raises(ValueError, match="got 2 for 1"):
         llama.generate("abc", [SamplingParams()] * 2)

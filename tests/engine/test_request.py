@@ -23,6 +23,12 @@ from flexjax.engine.request import SamplingParams
         ("stop", ("",)),
         ("logprobs", 21),
         ("seed", -1),
+        ("top_k", 2**40),
+        ("max_tokens", 2**40),
+        ("max_tokens", 16.0),
+        ("stop_token_ids", (2**40,)),
+        ("temperature", 1e-46),
+        ("repetition_penalty", 1e-300),
     ],
 )
 def test_out_of_range(field, value):

@@ -157,6 +157,7 @@ def test_counting_feeds_prompt_and_output_apart_and_forgets_the_slots_last_tenan
         jnp.array([5, 6, 6, 8, 30], jnp.int32),
         jnp.array([0, 1, 2, 7, 0], jnp.int32),
         jnp.array([0, 3, 4, 4], jnp.int32),
+        jnp.ones(3, bool),
     )
     assert np.flatnonzero(after.in_prompt[2]).tolist() == [5, 6]
     assert {int(t): int(after.output_counts[2, t]) for t in np.flatnonzero(after.output_counts[2])} == {6: 1}

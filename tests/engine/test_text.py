@@ -46,3 +46,31 @@ def test_possible_beginning_of_a_stop_is_held_back(bytes_tokenizer):
 
 def test_without_tokenizer_there_is_no_text():
     assert TextStream(None).push(3) == ""
+
+
+def test_stop_strings_pass_until_they_may_stop(bytes_tokenizer):
+    stream, ids = TextStream(bytes_tokenizer, ["b"]), bytes_tokenizer.encode("abcb").ids
+    assert [stream.push(t, may_stop=i > 1) for i, t in enumerate(ids)] == ["a", "b", "c", ""]
+    assert stream.stopped
+
+
+@pytest.fixture(scope="module")
+def llama_tokenizer() -> Tokenizer:
+    """As Llama 2's: words with a leading space, single bytes for what has no word."""
+    vocabulary = {"<unk>": 0, "▁hello": 1, "▁world": 2} | {f"<0x{b:02X}>": 3 + b for b in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def test_the_space_after_the_prompt_is_kept(llama_tokenizer):
+    assert TextStream(llama_tokenizer, after=[1]).push(2) == " world"
+
+
+@given(st.lists(st.integers(1, 258), max_size=40))
+def test_bytes_that_are_no_text_do_not_raise(llama_tokenizer, ids):
+    stream = TextStream(llama_tokenizer)
+    for token in [3 + b for b in (0xC8, 0xA9, 0xF8, 0x35, 0xBD, 0xBF, 0x64)] + [1, *ids]:
+        assert isinstance(stream.push(token), str)
