@@ -114,7 +114,7 @@ INLINE bool AnyAbove(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_
 }  // namespace avx2
 FLEXJAX_TARGET_END
 
-FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
+FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
 namespace avx512 {
 constexpr int W = 16;
 INLINE bool AnyAbove(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
@@ -136,7 +136,7 @@ Body Pick(int64_t isa) {
 }
 
 // Costs are counted in products: rows * query heads * positions * head dim.
-constexpr double kShareCost = 100'000;  // Below it waking another thread costs more than it saves.
+constexpr double kShareCost = 150'000;  // Below it waking another thread costs more than it saves.
 constexpr double kTaskCost = 30'000;    // No task is made smaller than this.
 
 struct Rows {  // Consecutive rows of one sequence.
@@ -247,7 +247,8 @@ ffi::Error Serve(ffi::ThreadPool& pool, Problem p, int64_t isa) {
   const double target = threads > 1 ? std::max(cost / (4.0 * threads), kTaskCost) : cost;
   p.parts = Scratch(own_parts, PlanTasks(p, blocks, target, tasks));
 
-  // Every new key must be in place before any row looks.
+  // Every new key must be in place before any row looks. Shared even where it is little: the other
+  // threads are then awake when the tasks come.
   flexjax::ParallelFor(pool, threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, blocks[i]); });
   const Body body = Pick<Q, Page>(isa);
   flexjax::ParallelFor(pool, threads, (int64_t)tasks.size(), [&](int64_t i) {
