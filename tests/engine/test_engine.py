@@ -102,7 +102,7 @@ def test_pool_pressure_really_preempts(cramped):
 
 def test_steps_that_only_repeat_a_row_are_not_counted_again(tiny_model):
     """In a tight pool one sequence of a dispatch makes one token while its neighbours make four."""
-    params = SamplingParams(temperature=0, max_tokens=30, frequency_penalty=0.7, presence_penalty=0.3)
+    params = SamplingParams(temperature=0, max_tokens=30, frequency_penalty=2.0, repetition_penalty=0.5)
     tight = {**vars(CONFIG), "num_pages": 17, "decode_steps": 4, "max_model_len": 60}
     engine = Engine(tiny_model, None, EngineConfig(**tight))
     uneven, schedule = [], engine.scheduler.schedule

@@ -165,6 +165,13 @@ def test_counting_feeds_prompt_and_output_apart_and_forgets_the_slots_last_tenan
     assert not after.in_prompt[0].any() and not after.output_counts[1].any() and not after.output_counts[3].any()
 
 
+def test_a_repeated_row_is_not_counted_again():
+    c = controls(2, frequency=1.0)
+    arguments = (jnp.array([0, 1], jnp.int32), jnp.array([5, 6], jnp.int32), jnp.array([3, 3], jnp.int32))
+    after = count_fed(empty_memory(3, V), c, *arguments, jnp.array([0, 1, 2], jnp.int32), jnp.array([True, False]))
+    assert int(after.output_counts[0, 5]) == 1 and not after.output_counts[1].any()
+
+
 def test_logprobs_are_the_models_own(logits):
     got = run(logits[None], controls(1, temperature=0.7, top_k=3, wants_logprobs=True))
     expected = np.log(softmax(logits.astype(np.float64)))
