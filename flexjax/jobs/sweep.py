@@ -121,10 +121,13 @@ def _print_table(console: Console, workdir: Path, points: Sequence[Point], confi
         write_json(workdir / "record.json", records)
     axes = [name for name, _ in config.grid]
     table = Table(title=f"{config.base} at {len(points)} points", caption=f"Records and logs: {workdir}")
-    for name in (*axes, "point", "ended"):
+    last = [name.rpartition(".")[2] for name in axes]
+    for name, short in zip(axes, last, strict=True):
+        table.add_column(short if last.count(short) == 1 else name, overflow="fold")
+    for name in ("point", "ended"):
         table.add_column(name)
     for name in config.show:
-        table.add_column(name.removeprefix("metrics."), justify="right")
+        table.add_column(name.removeprefix("metrics."), justify="right", overflow="fold")
     for point in points:
         ended = _ended(workdir, point)
         rows = [r.columns for r in records if r.columns.get("technique.sweep_point") == point.key]
