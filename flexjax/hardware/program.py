@@ -120,7 +120,7 @@ class _Reader:
     def _traffic(self, i: Instruction, sources: Sequence[Instruction]) -> int:
         """Bytes to and from main memory."""
         called = i.called("calls") if i.opcode in ("fusion", "fusion-start") else None
-        results = _results(i, sources)
+        results = _results(i, sum(len(s.buffers) for s in sources))
         updates = self.written_of(called) if called else (_update_bytes(i, sources),) * len(results)
         total = 0
         for buffer, update in zip(results, updates, strict=True):
@@ -194,20 +194,21 @@ class _Reader:
         return next((self.turns[part] for part in scope if part in self.turns), 1)
 
 
-def _results(i: Instruction, sources: Sequence[Instruction]) -> tuple[Buffer, ...]:
-    """What an instruction makes; one that only starts gives its operands back beside it."""
+def _results(i: Instruction, num_operands: int) -> tuple[Buffer, ...]:
+    """What an instruction makes. One that only starts gives its operands back beside it, and most a token."""
     if i.opcode == "copy-start":
         return i.buffers[:1]
-    if i.opcode == "fusion-start":
-        return i.buffers[sum(len(s.buffers) for s in sources) : -1]
+    if i.opcode in ("fusion-start", "slice-start", "dynamic-slice-start"):
+        return i.buffers[num_operands:-1]
     return i.buffers[len(i.buffers) // 2 :] if i.opcode.endswith("-start") else i.buffers
 
 
 def _taken_bytes(user: Instruction, n: int, whole: int) -> int:
     """Bytes that an instruction takes of its operand `n`, of `whole`."""
-    if n == 0 and user.opcode in _SLICES:
-        return user.nbytes
-    return 0 if n == 0 and user.opcode in _UPDATES else whole
+    opcode = user.opcode.removesuffix("-start")
+    if n == 0 and opcode in _SLICES:
+        return sum(b.nbytes for b in _results(user, 1))
+    return 0 if n == 0 and opcode in _UPDATES else whole
 
 
 def _update_bytes(i: Instruction, sources: Sequence[Instruction]) -> int | None:

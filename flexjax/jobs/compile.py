@@ -13,7 +13,7 @@ from flexjax.causal_lm import CausalLM
 from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import aot
-from flexjax.records import environment, store, to_json
+from flexjax.records import Record, environment, store, to_json
 from flexjax.virtual import Budget, StepReport, Target, abstract_model, compile_steps, program_for, report
 from flexjax.virtual.ways import ways_to_fit
 
@@ -34,16 +34,16 @@ class Config:
 
 def run(config: Config, workdir: Path) -> int:
     console = Console()
+    family, hf = causal_lm.family_of(config.model)
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype, target.chip.platform)
+    model = abstract_model(family, hf, config.engine.dtype, target.chip.platform)
     batch, context = config.engine.max_num_seqs, config.engine.max_model_len or model.config.max_position
     name = Path(config.model).name
     title = f"{name}, {config.engine.dtype}, {batch} × {context} tokens on {target} (compiled)"
     budget = Budget.of(model, config.engine, target)
     if budget.missing(batch, context) > 0:
-        missing = budget.missing(batch, context)
-        _explain(console, model, config, target, budget, batch, context, missing)
-        _write(workdir, config, [], {"metrics.missing_bytes": missing}, target)
+        _explain(console, model, config, target, budget, batch, context, budget.missing(batch, context))
+        _keep(workdir, [report.refusal(target, budget, batch, context, _common(config, fits=False))])
         return 1
 
     program = program_for(model, config.engine, target, batch, context)
@@ -65,8 +65,8 @@ def run(config: Config, workdir: Path) -> int:
     if largest.fits:
         figure = report.plot(reports, budget, f"{name} on {config.chip} {config.topology}, {config.engine.dtype}")
         figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
-    _write(workdir, config, reports, found, target)
     unfit = [r for r in reports if not r.fits]
+    _keep(workdir, report.records(reports, {**_common(config, fits=not unfit), **found}))
     if unfit:
         worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))
         _explain(console, model, config, target, budget, batch, context, worst)
@@ -140,23 +140,24 @@ def _explain(
         console.print(f"  • {way}", highlight=False)
 
 
-def _write(workdir: Path, config: Config, reports: list[StepReport], found: dict[str, Any], target: Target) -> None:
+def _common(config: Config, fits: bool) -> dict[str, Any]:
+    """Columns of every row; the machine is the one that compiled, but for its accelerators."""
     host = {name: value for name, value in environment.collect().items() if not name.startswith("system.accelerator")}
-    common = {
+    return {
         **host,
         "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "benchmark.name": "flexjax-compile",
         "benchmark.version": VERSION,
-        "benchmark.valid": bool(reports) and all(r.fits for r in reports),
-        "benchmark.invalid_reasons": "" if reports and all(r.fits for r in reports) else "does not fit",
+        "benchmark.valid": fits,
+        "benchmark.invalid_reasons": "" if fits else "does not fit",
         "benchmark.loadgen_verdict": "not driven by LoadGen",
         "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
         "model.name": Path(config.model).name,
         "model.weight_data_types": config.engine.dtype,
         "model.cache_data_types": config.engine.cache_dtype or config.engine.dtype,
-        **found,
     }
-    rows = report.records(reports, common)
+
+
+def _keep(workdir: Path, rows: list[Record]) -> None:
     store.write_json(workdir / "record.json", rows)
-    if rows:
-        store.append(workdir / "results.parquet", rows)
+    store.append(workdir / "results.parquet", rows)

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from flexjax.records import Record
+from flexjax.records import Record, to_json
 from flexjax.virtual.budget import Budget
 from flexjax.virtual.steps import StepReport
+from flexjax.virtual.target import Target
 
 GIB, MIB = 2**30, 2**20
 _LEAN: dict[str, Any] = dict(
@@ -21,21 +22,18 @@ _LEAN: dict[str, Any] = dict(
 
 def name_of(report: StepReport) -> str:
     shape = report.shape
-    return f"decode {shape.num_seqs}" if shape.decodes_only else f"mixed {shape.num_rows} rows"
+    return f"decode {shape.num_seqs}" if shape.decodes_only else f"mixed {shape.num_rows}"
 
 
 def steps_table(reports: Sequence[StepReport], title: str) -> Table:
-    """One row a step, at most 80 columns wide."""
+    """One row for each step that fits, at most 80 columns wide."""
     table = Table(title=title, **_LEAN)
     table.add_column("step", no_wrap=True)
     columns = "weights cache temp code read sent flops static least ratio tokens/s".split()
     units = ["GiB", "GiB", "MiB", "MiB", "GB", "MB", "G", "ms", "ms", "", ""]
     for name, unit in zip(columns, units, strict=True):
         table.add_column(f"{name}\n{unit}", justify="right", no_wrap=True)
-    for report in reports:
-        if not report.fits:
-            table.add_row(name_of(report), f"does not fit: {_missing_gib(report):.2f} GiB missing", style="red")
-            continue
+    for report in filter(lambda report: report.fits, reports):
         footprint, program = report.compiled.footprint, report.compiled.program
         static, least = report.static_seconds, report.least_seconds
         table.add_row(
@@ -72,6 +70,9 @@ def slowest_table(report: StepReport) -> Table:
 
 def print_report(console: Console, reports: Sequence[StepReport], title: str) -> None:
     console.print(steps_table(reports, title))
+    for report in reports:
+        if not report.fits:
+            console.print(f"{name_of(report)} does not fit: {_missing_gib(report):.2f} GiB missing", style="red")
     for decodes in (True, False):
         fitting = [r for r in reports if r.fits and r.shape.decodes_only == decodes]
         if fitting:
@@ -121,15 +122,23 @@ def records(reports: Sequence[StepReport], common: Mapping[str, Any]) -> list[Re
     return [Record.of({**common, **_columns(report)}) for report in reports]
 
 
-def _columns(report: StepReport) -> dict[str, Any]:
-    target, shape = report.target, report.shape
-    columns: dict[str, Any] = {
-        "submission.scenario": "decode" if shape.decodes_only else "mixed",
-        "technique.name": name_of(report),
-        "technique.batch": shape.num_seqs,
-        "technique.rows": shape.num_rows,
-        "technique.context_tokens": report.context,
-        "technique.mesh_json": str(dict(target.mesh.shape)),
+def refusal(target: Target, budget: Budget, batch: int, context: int, common: Mapping[str, Any]) -> Record:
+    """The one row of a model that was not compiled, because its arrays alone do not fit."""
+    columns = {
+        "submission.scenario": "decode",
+        "technique.batch": batch,
+        "technique.context_tokens": context,
+        "metrics.kind": "compiled",
+        "metrics.fits": False,
+        "metrics.weights_bytes": budget.weights,
+        "metrics.cache_bytes": budget.cache(batch, context),
+        "metrics.missing_bytes": budget.missing(batch, context),
+    }
+    return Record.of({**common, **_system(target), **columns})
+
+
+def _system(target: Target) -> dict[str, Any]:
+    return {
         "system.chip": target.chip.name,
         "system.topology": target.topology,
         "system.platform": target.chip.platform,
@@ -137,6 +146,19 @@ def _columns(report: StepReport) -> dict[str, Any]:
         "system.accelerator.vendor": target.chip.vendor,
         "system.accelerator.total_count": target.num_devices,
         "system.accelerator.memory_capacity_gib": target.chip.memory_gib,
+        "technique.mesh_json": to_json(dict(target.mesh.shape)),
+    }
+
+
+def _columns(report: StepReport) -> dict[str, Any]:
+    shape = report.shape
+    columns: dict[str, Any] = {
+        **_system(report.target),
+        "submission.scenario": "decode" if shape.decodes_only else "mixed",
+        "technique.name": name_of(report),
+        "technique.batch": shape.num_seqs,
+        "technique.rows": shape.num_rows,
+        "technique.context_tokens": report.context,
         "metrics.kind": "compiled",
         "metrics.fits": report.fits,
         "metrics.weights_bytes": report.weights,

@@ -80,6 +80,29 @@ def test_a_whole_copy_of_the_cache_is_seen():
     assert ops["fusion.2"].hbm_bytes == 2 * 1000 * 128 * 2
 
 
+@pytest.mark.parametrize(
+    "started",
+    [
+        "(bf16[512,512]{1,0:T(8,128)S(1)}, bf16[512,512]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w)",
+        "((bf16[512,512]{1,0:T(8,128)}), bf16[512,512]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={}",
+        "((bf16[512,512]{1,0:T(8,128)}), bf16[512,512]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) fusion-start(%w), calls=%all",
+    ],
+)
+def test_what_is_fetched_ahead_is_read_once(started):
+    text = f"""
+%all (p: bf16[512,512]) -> bf16[512,512] {{
+  ROOT %p = bf16[512,512]{{1,0}} parameter(0)
+}}
+
+ENTRY %main (w: bf16[512,512]) -> bf16[512,512] {{
+  %w = bf16[512,512]{{1,0:T(8,128)}} parameter(0)
+  %start = {started}
+  ROOT %done = bf16[512,512]{{1,0:T(8,128)S(1)}} {started.split(") ")[-1].split("-")[0]}-done(%start)
+}}
+"""
+    assert program.read(text).hbm_bytes == 512 * 512 * 2
+
+
 def test_a_loop_of_unknown_length_counts_once():
     unknown = LOOP.replace(
         "%four = s32[]{:T(128)S(1)} constant(4)", "%four = s32[]{:T(128)S(1)} get-tuple-element(%state.1), index=0"

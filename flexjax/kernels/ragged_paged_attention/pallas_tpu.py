@@ -51,7 +51,7 @@ def ragged_paged_attention(
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
     new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)
-    kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
+    kv_pages = _write(kv_pages, new, page, position % page_size)
 
     out = _attend(
         q,
@@ -83,6 +83,50 @@ def _refuse(q: Array, kv_pages: Array) -> None:
             f"the keys and values of {num_kv_heads} heads in {kv_pages.dtype.name} fill {sublanes} sublanes of a "
             "tile; 1, 2, 4 or a multiple of 8 are served"
         )
+
+
+def _write(
+    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    new: Float[Array, "T K 2 H"],
+    page: Int[Array, "T"],
+    row: Int[Array, "T"],
+) -> Float[Array, "num_pages page_size K 2 H"]:
+    """The pages with `new[t]` at `page[t], row[t]`, in place; past the last page nothing is written.
+
+    By copies from memory to memory: with several kv heads on a device XLA's scatter would have the pages in another
+    layout than the kernel, and copy all of them in every layer.
+    """
+    num_pages = kv_pages.shape[0]
+
+    def body(page_ref, row_ref, new_ref, _, pages_ref, semaphore):
+        def copy(t):
+            return pltpu.make_async_copy(new_ref.at[t], pages_ref.at[page_ref[t], row_ref[t]], semaphore)
+
+        def each(act):
+            def step(t, _):
+                pl.when(page_ref[t] < num_pages)(lambda: act(copy(t)))
+                return _
+
+            jax.lax.fori_loop(0, new.shape[0], step, None)
+
+        each(lambda one: one.start())
+        each(lambda one: one.wait())
+
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    return pl.pallas_call(
+        body,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(1,),
+            in_specs=[anywhere, anywhere],
+            out_specs=anywhere,
+            scratch_shapes=[pltpu.SemaphoreType.DMA],
+        ),
+        out_shape=jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
+        input_output_aliases={3: 0},
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * new.size * new.dtype.itemsize),
+        name="write_pages",
+    )(page, row, new, kv_pages)
 
 
 def _attend(

@@ -1,0 +1,40 @@
+import pytest
+
+from flexjax import causal_lm
+from flexjax.hardware import chips, topology
+from flexjax.hardware.mesh import MeshConfig
+from flexjax.virtual import Target, abstract_model, program_for
+
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(
+        topology.missing(chips.find("v5e")) is not None, reason=str(topology.missing(chips.find("v5e")))
+    ),
+]
+
+
+def test_the_preset_cuts_the_chips_into_replicas():
+    target = Target.of("v5e", "4x4", None, "bfloat16")
+    assert (target.num_devices, target.num_replicas, target.mesh.size) == (16, 2, 8)
+    assert str(target) == "16 × Google TPU v5e (4x4), tensor parallel over 8, 2 replicas"
+
+
+def test_a_mesh_of_ones_own():
+    target = Target.of("v5e", "2x2", MeshConfig(tensor=2, data=-1), "bfloat16")
+    assert (target.num_replicas, target.mesh.shape["tensor"]) == (2, 2)
+
+
+def test_layers_are_stacked_for_tpus_alone():
+    family, hf = causal_lm.family_of("gpt2")
+    stacked, plain = (abstract_model(family, hf, "bfloat16", platform) for platform in ("tpu", "gpu"))
+    assert len(stacked.cache_spec(2, 16, 1, "bfloat16")) == 1
+    assert len(plain.cache_spec(2, 16, 1, "bfloat16")) == 12
+
+
+def test_the_program_holds_every_sequence_at_full_length(tiny, engine):
+    target = Target.of("v5e", "1x1", None, "bfloat16")
+    program = program_for(tiny, engine, target, batch=10, context=100)
+    (pages,) = program.cache
+    assert pages.shape[1] == 10 * 7 + 1
+    assert max(shape.num_seqs for shape in program.shapes) == 10
+    assert all(x.sharding.mesh == target.mesh for x in program.weights)
