@@ -31,6 +31,7 @@ _FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterInd
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # In place; which operand is the update.
 _VIEWS = ("bitcast", "reshape", "transpose")
+_ELEMENTWISE = (*_VIEWS, "copy", "convert")  # Within a fusion only the elements that are asked for are computed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +142,20 @@ class _Reader:
             for n, operand in enumerate(user.operands):
                 if operand != i.name:
                     continue
-                if user.opcode in _VIEWS:
-                    used += self._used(body, user)
+                if user.opcode in _ELEMENTWISE or (user.opcode == "fusion" and self.passes(user.called("calls"), n)):
+                    used += -(-self._used(body, user) * i.nbytes // user.nbytes)
                 elif user.opcode == "fusion":
                     used += self.read_of(user.called("calls"), n)
                 else:
                     used += _taken_bytes(user, n, i.nbytes)
         return min(i.nbytes, used)
+
+    def passes(self, computation: str, number: int) -> bool:
+        """Whether a fused computation gives its parameter `number` back, element by element."""
+        i = self.module.root(computation)
+        while i.opcode in _ELEMENTWISE:
+            (i,) = self.module.sources(computation, i)
+        return i == self.module.parameter(computation, number)
 
     def _written_of(self, computation: str) -> tuple[int | None, ...]:
         """For each result of a fused computation the bytes of its update, None where it is written whole."""

@@ -74,6 +74,31 @@ def test_a_loop_counts_its_turns_and_each_op_its_traffic():
     assert read.sent_bytes == 4 * 8 * 64 * 4
 
 
+def test_a_slice_counts_as_a_slice_through_a_change_of_tiles():
+    """As libtpu slices a layer out of stacked int8 weights."""
+    text = """
+%tiled (p: s8[8,64,64]) -> s8[8,64,64] {
+  %p = s8[8,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[8,64,64]{2,1,0:T(8,128)(4,1)} copy(%p)
+}
+
+%sliced (q: s8[8,64,64], i: s32[]) -> bf16[1,64,64] {
+  %q = s8[8,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %view = s8[8,64,64]{2,1,0:T(8,128)(4,1)} fusion(%q), kind=kLoop, calls=%tiled
+  %wide = bf16[8,64,64]{2,1,0} convert(%view)
+  %i = s32[] parameter(1)
+  ROOT %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%wide, %i, %i, %i), dynamic_slice_sizes={1,64,64}
+}
+
+ENTRY %main (w: s8[8,64,64], n: s32[]) -> bf16[1,64,64] {
+  %w = s8[8,64,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %n = s32[]{:S(1)} parameter(1)
+  ROOT %fusion = bf16[1,64,64]{2,1,0:S(1)} fusion(%w, %n), kind=kLoop, calls=%sliced
+}
+"""
+    assert program.read(text).hbm_bytes == 64 * 64
+
+
 def test_a_whole_copy_of_the_cache_is_seen():
     copied = LOOP.replace("fusion(%cache, %at, %new), kind=kLoop, calls=%write", "copy(%cache)")
     ops = {op.name: op for op in program.read(copied).ops}
