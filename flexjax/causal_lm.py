@@ -114,8 +114,9 @@ class CausalLM(Protocol):
 class Stackable(Protocol):
     """A `CausalLM` that has a second form, with repeating layers stacked and run in a loop."""
 
-    def stacked(self) -> CausalLM:
-        """The same model so; its cache may then be one leaf with a leading "layers" axis."""
+    def stacked(self, *, release: bool = False) -> CausalLM:
+        """The same model so; its cache may then be one leaf with a leading "layers" axis. `release` frees the arrays
+        of the first form as they are stacked: never more than one stack is held twice."""
         ...
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -27,6 +28,7 @@ from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.stats import EngineStats, StepSample
+from flexjax.engine.step import suited
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware.mesh import make_mesh
@@ -42,9 +44,13 @@ class Engine:
     """
 
     def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig, mesh: Mesh | None = None):
-        """`mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`)."""
+        """Takes the model over: on some chips its arrays are laid out anew, and the old ones given up.
+
+        `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`).
+        """
         started = time.perf_counter()
         self.placement = _placement(config, mesh)
+        model = suited(model, jax.default_backend(), release=True)
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary

@@ -13,7 +13,7 @@ from flexjax.engine.config import EngineConfig
 from flexjax.engine.placement import shardings_of
 from flexjax.engine.sampling import Sampled, empty_memory
 from flexjax.engine.scheduler import Plan
-from flexjax.engine.step import StepProgram, StepShape, compiler_options
+from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StepRunner:
     def __init__(
         self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int, mesh: Mesh | None = None
     ):
-        backend = jax.default_backend()
+        self._backend = backend = jax.default_backend()
         self.program = StepProgram(
             model, config, num_pages=num_pages, pages_per_seq=pages_per_seq, backend=backend, mesh=mesh
         )
@@ -71,13 +71,24 @@ class StepRunner:
         return self.program.model(self._weights)
 
     def compile(self) -> None:
-        """Compiles every shape; XLA works outside the interpreter's lock, so two at a time."""
+        """Compiles every shape; XLA works outside the interpreter's lock, so two at a time.
+
+        Where the compiler may choose how the weights lie, the largest decode step chooses for all.
+        """
         start = time.perf_counter()
-        shapes = self.program.shapes
-        lowered = [self.program.lower(shape) for shape in shapes]
+        shapes = list(self.program.shapes)
+        done: dict[StepShape, jax.stages.Compiled] = {}
+        if self._backend in LAYOUT_BACKENDS:
+            first = max(shapes)
+            done[first] = self.program.lower(first, free_layouts=True).compile(compiler_options=self._options)
+            formats = self.program.keep_layouts(done[first])
+            self._weights = jax.device_put(self._weights, formats, donate=True)
+        rest = [shape for shape in shapes if shape not in done]
+        lowered = [self.program.lower(shape) for shape in rest]
         with ThreadPoolExecutor(2) as pool:
             compiled = list(pool.map(lambda low: low.compile(compiler_options=self._options), lowered))
-        self._compiled = dict(zip(shapes, compiled, strict=True))
+        done.update(zip(rest, compiled, strict=True))
+        self._compiled = {shape: done[shape] for shape in shapes}
         self.costs = [_cost(shape, step) for shape, step in self._compiled.items()]
         self.compile_seconds = time.perf_counter() - start
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM, RaggedBatch, parameters
+from flexjax.causal_lm import CausalLM, RaggedBatch, Stackable, parameters
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.packing import FROM_DEVICE, Packing
 from flexjax.engine.placement import Placement, shardings_of
@@ -39,6 +39,20 @@ _CPU_ROW_FLOOR = {"float32": 32, "bfloat16": 4, "float16": 4}
 _TPU_ROW_FLOOR = 8
 # float32 leaves XLA's YNN products out: with them, 2-16 rows round differently from 64 and more.
 _CPU_OPTIONS = {"float32": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+
+
+# XLA for TPU fuses the slice of a layer out of stacked weights into the product; for GPU and CPU it copies the layer
+# first (Llama-3-8B on H200: three times the bytes a step). It also lays weights out in several ways, and copies in
+# every dispatch those that a step wants otherwise than they lie.
+STACKED_BACKENDS = frozenset({"tpu"})
+LAYOUT_BACKENDS = frozenset({"tpu"})
+
+
+def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
+    """The model in the form that the backend's compiler serves best; `release` gives the other one up."""
+    if backend in STACKED_BACKENDS and isinstance(model, Stackable):
+        return model.stacked(release=release)
+    return model
 
 
 def compiler_options(config: EngineConfig, backend: str) -> dict[str, Any] | None:

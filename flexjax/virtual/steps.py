@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from flexjax.engine.step import StepProgram, StepShape, compiler_options
+from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
 from flexjax.hardware import aot, roofline
 from flexjax.kernels.ragged_paged_attention import xla
 from flexjax.virtual.target import Target
@@ -96,7 +96,7 @@ def compile_steps(
 
     first = max(shapes)
     reports = {}
-    free = platform == "tpu"
+    free = platform in LAYOUT_BACKENDS
     outcome, executable = aot.compile_keeping(
         program.lower(first, free_layouts=free),
         target.limits.hbm_bytes,

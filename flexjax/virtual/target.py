@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM, Family, Stackable
+from flexjax.causal_lm import CausalLM, Family
 from flexjax.engine.config import EngineConfig
-from flexjax.engine.step import StepProgram
+from flexjax.engine.step import StepProgram, suited
 from flexjax.hardware import chips, topology
 from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
@@ -44,16 +44,11 @@ class Target:
 
 
 def abstract_model(family: Family, hf: Mapping[str, Any], dtype: str, platform: str) -> CausalLM:
-    """The model with no weights; its layers stacked for TPUs, where the family can.
-
-    A GPU's compiler copies every layer's weights out of a stack before it multiplies with them (Llama-3-8B on H200:
-    read three times as many bytes a step), as that of a CPU does.
-    """
+    """The model with no weights, in the form in which the engine would run it there."""
     config = family.config_from_hf(dict(hf))
 
     def build() -> CausalLM:
-        model = family.build(config, dtype=jnp.dtype(dtype))
-        return model.stacked() if platform == "tpu" and isinstance(model, Stackable) else model
+        return suited(family.build(config, dtype=jnp.dtype(dtype)), platform)
 
     return nnx.eval_shape(build)
 

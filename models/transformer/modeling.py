@@ -280,16 +280,17 @@ class Transformer(nnx.Module):
         logits = jnp.einsum(spec, beside(hidden, weight, axis), weight[...], preferred_element_type=jnp.float32)
         return softcapped(logits, self.config.final_softcap)
 
-    def stacked(self) -> "Transformer":
+    def stacked(self, *, release: bool = False) -> "Transformer":
         """The same model with the weights of its repeating layers stacked and the layers in a loop.
 
         It compiles in the time of one repetition, and its cache is one array. Chips with a compiler that
-        fuses the slice of a layer's weights into their product like it; CPU copies every slice first.
+        fuses the slice of a layer's weights into their product like it; others copy every slice first.
+        `release` frees this model's arrays as they are stacked.
         """
         if isinstance(self.blocks, Scan):
             return self
         model = nnx.merge(*nnx.split(self))
-        model.blocks = Scan(self.config.layers, self.blocks)
+        model.blocks = Scan(self.config.layers, self.blocks, release=release)
         return model
 
     @property

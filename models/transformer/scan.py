@@ -27,13 +27,14 @@ class Scan(nnx.Module):
     its own index: as inputs and outputs of the loop it would be held twice.
     """
 
-    def __init__(self, layers: Sequence[Layer], blocks: Sequence[nnx.Module]):
+    def __init__(self, layers: Sequence[Layer], blocks: Sequence[nnx.Module], release: bool = False):
+        """`release` frees the blocks' own arrays as they are stacked."""
         size = period(layers)
         self.pattern = tuple(layers[:size])
         self.groups = len(layers) // size
         looped = size * self.groups
         self.rest_pattern = tuple(layers[looped:])
-        self.group = nnx.List([_stacked(blocks[i:looped:size]) for i in range(size)])
+        self.group = nnx.List([_stacked(blocks[i:looped:size], release) for i in range(size)])
         self.rest = nnx.List(blocks[looped:])
 
     def __call__(
@@ -70,14 +71,17 @@ def _matrix(parameter: nnx.Param) -> Array:
     return parameter[...].reshape(shape)
 
 
-def _stacked(blocks: Sequence[nnx.Module]) -> nnx.Module:
+def _stacked(blocks: Sequence[nnx.Module], release: bool) -> nnx.Module:
     """One block whose parameters are those of `blocks`, stacked."""
     graph, _ = nnx.split(blocks[0])
     states = [dict(nnx.to_flat_state(nnx.state(block))) for block in blocks]
-    stacked = {
-        path: nnx.Param(
-            jnp.stack([state[path][...] for state in states]), axes=("layers", *parameter.get_metadata("axes"))
-        )
-        for path, parameter in states[0].items()
-    }
+    stacked = {}
+    for path, parameter in states[0].items():
+        layers = [state[path].get_value() for state in states]
+        together = jnp.stack(layers)
+        stacked[path] = nnx.Param(together, axes=("layers", *parameter.get_metadata("axes")))
+        if release:
+            together.block_until_ready()
+            for layer in layers:
+                layer.delete()
     return nnx.merge(graph, nnx.from_flat_state(stacked))
