@@ -15,16 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {
     "hardware": set(),
     "kernels": {"hardware"},
-    "engine": {"kernels", "hardware"},
+    "quantize": set(),
+    "engine": {"quantize", "kernels", "hardware"},
     "records": {"hardware"},
-    "train": {"engine", "kernels", "hardware"},
+    "train": {"engine", "quantize", "kernels", "hardware"},
     "bench": {"engine", "train", "records", "hardware"},
     "sweep": set(),
-    "tune": {"engine", "kernels", "hardware"},
-    "virtual": {"records", "engine", "kernels", "hardware"},
-    "jobs": {"bench", "train", "sweep", "tune", "virtual", "records", "engine", "kernels", "hardware"},
+    "tune": {"engine", "quantize", "kernels", "hardware"},
+    "virtual": {"records", "engine", "quantize", "kernels", "hardware"},
+    "jobs": {"bench", "train", "sweep", "tune", "virtual", "records", "engine", "quantize", "kernels", "hardware"},
     "launch": {"jobs", "hardware"},
-    "models": {"kernels", "hardware"},
+    "models": {"quantize", "kernels", "hardware"},
 }
 
 # Tests of a whole room, which no one module mirrors.

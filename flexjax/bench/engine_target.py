@@ -62,7 +62,12 @@ class EngineTarget:
             "software": "flexjax engine",
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
-            "weights_dtype": allocated_dtypes("weights", config.dtype, jax.tree.leaves(nnx.state(runner.model()))),
+            "weights_dtype": allocated_dtypes(
+                "weights",
+                config.weight_dtype or config.dtype,
+                jax.tree.leaves(nnx.state(runner.model())),
+                beside=(config.dtype, "float32") if config.weight_dtype else (),
+            ),
             "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, jax.tree.leaves(runner.cache)),
             "weights_bytes": sum(r.weight_bytes for r in runners),
             "cache_bytes": sum(r.cache_bytes for r in runners),

@@ -17,10 +17,11 @@ class TargetStats:
     device_s: float = 0.0  # Spent waiting for the device.
 
 
-def allocated_dtypes(what: str, requested: str, arrays: Iterable[Any]) -> str:
-    """The dtypes really allocated, e.g. "bfloat16"; RuntimeError where another than the requested is among them."""
+def allocated_dtypes(what: str, requested: str, arrays: Iterable[Any], beside: Iterable[str] = ()) -> str:
+    """The requested dtype, e.g. "bfloat16"; RuntimeError where it was not allocated, or another but those `beside` it
+    (of scales and tables beside quantised weights)."""
     found = sorted({str(array.dtype) for array in arrays})
-    if found != [requested]:
+    if requested not in found or set(found) - {requested, *beside}:
         raise RuntimeError(f"The {what} must be {requested}, as requested; allocated were {', '.join(found)}.")
     return requested
 

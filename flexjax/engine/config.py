@@ -3,6 +3,7 @@
 import dataclasses
 
 from flexjax.hardware.mesh import MeshConfig
+from flexjax.quantize import FORMATS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +15,7 @@ class EngineConfig:
     """
 
     dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
+    weight_dtype: str | None = None  # int8 | int4: projections rounded to nearest when loaded; None is `dtype`.
     cache_dtype: str | None = None  # None is `dtype`.
     max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
     max_num_seqs: int = 16  # Sequences in one step.
@@ -28,6 +30,7 @@ class EngineConfig:
     def __post_init__(self):
         rules = [
             ("dtype", self.dtype in ("bfloat16", "float32", "float16"), "bfloat16, float32 or float16"),
+            ("weight_dtype", self.weight_dtype in (None, *FORMATS), f"None or {' or '.join(FORMATS)}"),
             (
                 "cache_dtype",
                 self.cache_dtype in (None, "bfloat16", "float32", "float16"),

@@ -33,6 +33,7 @@ from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
+from flexjax.quantize import quantize_weights
 
 
 class Engine:
@@ -44,12 +45,14 @@ class Engine:
     """
 
     def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig, mesh: Mesh | None = None):
-        """Takes the model over: on some chips its arrays are laid out anew, and the old ones given up.
+        """Takes the model over: its weights may be quantised or laid out anew, and the old arrays given up.
 
         `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`).
         """
         started = time.perf_counter()
         self.placement = _placement(config, mesh)
+        if config.weight_dtype is not None:
+            model = quantize_weights(model, config.weight_dtype)
         model = suited(model, jax.default_backend(), release=True)
         self.config = config
         self.model_config = model.config

@@ -97,7 +97,13 @@ def device_bytes(abstract: Any) -> int:
 
 def _shard_bytes(x: Any) -> int:
     shape = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) is not None else x.shape
-    return math.prod(shape) * x.dtype.itemsize
+    return -(-math.prod(shape) * _bits(x.dtype) // 8)
+
+
+def _bits(dtype: Any) -> int:
+    """Of one element as a chip stores it: NumPy gives a byte to an int4, two of which share one."""
+    found = re.fullmatch(r"u?int([24])", dtype.name)
+    return int(found[1]) if found else 8 * dtype.itemsize
 
 
 _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -36,7 +36,7 @@ def run(config: Config, workdir: Path) -> int:
     console = Console()
     family, hf = causal_lm.family_of(config.model)
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(family, hf, config.engine.dtype, target.chip.platform)
+    model = abstract_model(family, hf, config.engine, target.chip.platform)
     batch, context = config.engine.max_num_seqs, config.engine.max_model_len or model.config.max_position
     name = Path(config.model).name
     title = f"{name}, {config.engine.dtype}, {batch} × {context} tokens on {target} (compiled)"

@@ -15,6 +15,7 @@ from flexjax.hardware import chips, topology
 from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
+from flexjax.quantize import quantize_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Target:
         return f"{self.num_devices} × {self.chip.full_name} ({self.topology}), {split}{copies}"
 
 
-def abstract_model(family: Family, hf: Mapping[str, Any], dtype: str, platform: str) -> CausalLM:
+def abstract_model(family: Family, hf: Mapping[str, Any], engine: EngineConfig, platform: str) -> CausalLM:
     """The model with no weights, in the form in which the engine would run it there."""
     config = family.config_from_hf(dict(hf))
 
     def build() -> CausalLM:
-        return suited(family.build(config, dtype=jnp.dtype(dtype)), platform)
+        model = family.build(config, dtype=jnp.dtype(engine.dtype))
+        if engine.weight_dtype is not None:
+            model = quantize_weights(model, engine.weight_dtype)
+        return suited(model, platform)
 
     return nnx.eval_shape(build)
 

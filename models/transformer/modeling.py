@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, constrain, constrain_factor
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
+from flexjax.quantize import Weight, operand
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
 from models.transformer.scan import Scan
@@ -44,43 +45,50 @@ class Maker:
         # GPT-2's rule: the residual stream keeps its scale however many layers add to it.
         self.residual_scale = 0.5 / config.num_layers
 
-    def __call__(self, *axes: str, init: Initializer) -> nnx.Param:
+    def __call__(self, *axes: str, init: Initializer, **metadata: Any) -> nnx.Param:
         shape = tuple(self.sizes[axis] for axis in axes)
-        return nnx.Param(init(self.rngs.params(), shape, self.dtype), axes=axes)
+        return nnx.Param(init(self.rngs.params(), shape, self.dtype), axes=axes, **metadata)
 
     def into(self, *axes: str) -> nnx.Param:
         """A projection from the model width."""
         outputs = tuple(range(1, len(axes)))
-        return self(*axes, init=variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=outputs))
+        return self(*axes, init=variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=outputs), summed=1)
 
     def back(self, *axes: str) -> nnx.Param:
         """A projection to the model width, whose result is added to the residual stream."""
         inputs = tuple(range(len(axes) - 1))
         scale = self.residual_scale
-        return self(*axes, init=variance_scaling(scale, "fan_in", "normal", in_axis=inputs, out_axis=-1))
+        init = variance_scaling(scale, "fan_in", "normal", in_axis=inputs, out_axis=-1)
+        return self(*axes, init=init, summed=len(inputs))
 
     def bias(self, wanted: bool, *axes: str) -> nnx.Param | None:
         return self(*axes, init=zeros) if wanted else None
 
 
-def project(x: Float[Array, "*T D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "..."]:
+def project(x: Float[Array, "*T D"], weight: Weight, bias: nnx.Param | None) -> Float[Array, "..."]:
     """`x @ weight + bias` over the first axis of a `[D, ...]` weight, float32.
 
     The dot is two-dimensional: with two output axes XLA's CPU backend takes twice the time. Its result
     stays float32 because what follows (activation, rope, residual) is computed there.
     """
-    matrix = weight[...].reshape(weight.shape[0], -1)
+    matrix, scale = operand(weight, 1, x.dtype)
     x = beside(x, weight, axis=0)
-    y = jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32)
+    y = scaled(jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32), scale)
     y = y.reshape(*x.shape[:-1], *weight.shape[1:])
     return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
 
 
-def project_heads(x: Float[Array, "*T N H"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "*T D"]:
+def project_heads(x: Float[Array, "*T N H"], weight: Weight, bias: nnx.Param | None) -> Float[Array, "*T D"]:
     """`project` of the heads side by side, for an `[N, H, D]` weight."""
-    matrix = weight[...].reshape(-1, weight.shape[-1])
+    matrix, scale = operand(weight, 2, x.dtype)
     y = jnp.einsum("...O,OD->...D", x.reshape(*x.shape[:-2], -1), matrix, preferred_element_type=jnp.float32)
+    y = scaled(y, scale)
     return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
+
+
+def scaled(y: Float[Array, "*T O"], scale: Float[Array, "O"] | None) -> Float[Array, "*T O"]:
+    """A product with a quantised weight, times the scale of each output channel."""
+    return y if scale is None else y * jnp.broadcast_to(scale, y.shape)
 
 
 def add(x: Float[Array, "*T D"], y: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
@@ -94,7 +102,7 @@ def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     return constrain(x, ("rows", "embed"), SERVING) if x.ndim == 2 else x
 
 
-def beside(x: Float[Array, "*T D"], weight: nnx.Param, axis: int) -> Float[Array, "*T D"]:
+def beside(x: Float[Array, "*T D"], weight: Weight, axis: int) -> Float[Array, "*T D"]:
     """A ragged step's rows before they are multiplied with `axis` of a weight: split where the weight is."""
     axes = weight.get_metadata("axes")[-weight.ndim :]  # In a loop over layers, of one layer's weight.
     return constrain_factor(x, weight, axes, axis, SERVING) if x.ndim == 2 else x
@@ -274,10 +282,10 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
         """Float32 logits, soft-capped where the architecture says so."""
         if self.unembedding is None:
-            spec, weight, axis = "...D,VD->...V", self.embedding, 1
+            hidden = beside(hidden, self.embedding, axis=1)
+            logits = jnp.einsum("...D,VD->...V", hidden, self.embedding[...], preferred_element_type=jnp.float32)
         else:
-            spec, weight, axis = "...D,DV->...V", self.unembedding, 0
-        logits = jnp.einsum(spec, beside(hidden, weight, axis), weight[...], preferred_element_type=jnp.float32)
+            logits = project(hidden, self.unembedding, None)
         return softcapped(logits, self.config.final_softcap)
 
     def stacked(self, *, release: bool = False) -> "Transformer":

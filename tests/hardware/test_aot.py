@@ -52,6 +52,10 @@ def test_what_libtpu_says_of_a_program_that_does_not_fit(message, needed, availa
     assert (made.needed_bytes, made.available_bytes) == (needed * 2**30, available * 2**30)
 
 
+def test_two_int4_share_a_byte():
+    assert aot.device_bytes(jax.ShapeDtypeStruct((3, 5), jnp.int4)) == 8
+
+
 def test_another_failure_of_the_compiler_is_raised():
     class Lowered:
         def compile(self):

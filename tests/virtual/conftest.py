@@ -37,7 +37,7 @@ def target() -> Target:
 
 @pytest.fixture(scope="session")
 def tiny():
-    return abstract_model(causal_lm.find_family("LlamaForCausalLM"), TINY, "bfloat16", "tpu")
+    return abstract_model(causal_lm.find_family("LlamaForCausalLM"), TINY, EngineConfig(), "tpu")
 
 
 @pytest.fixture(scope="session")

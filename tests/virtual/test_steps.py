@@ -22,7 +22,7 @@ BATCH, CONTEXT = 32, 2048
 def decode() -> StepReport:
     """Llama-3-8B on eight v5e, as the engine would decode."""
     target = Target.of("v5e", "2x4", None, "bfloat16")
-    model = abstract_model(*causal_lm.family_of("llama3-8b"), "bfloat16", "tpu")
+    model = abstract_model(*causal_lm.family_of("llama3-8b"), EngineConfig(), "tpu")
     program = program_for(model, EngineConfig(page_size=128), target, BATCH, CONTEXT)
     registry.forget()
     (report,) = compile_steps(program, target, CONTEXT, [StepShape(True, BATCH, BATCH)])

@@ -24,9 +24,9 @@ def test_a_mesh_of_ones_own():
     assert (target.num_replicas, target.mesh.shape["tensor"]) == (2, 2)
 
 
-def test_layers_are_stacked_for_tpus_alone():
+def test_layers_are_stacked_for_tpus_alone(engine):
     family, hf = causal_lm.family_of("gpt2")
-    stacked, plain = (abstract_model(family, hf, "bfloat16", platform) for platform in ("tpu", "gpu"))
+    stacked, plain = (abstract_model(family, hf, engine, platform) for platform in ("tpu", "gpu"))
     assert len(stacked.cache_spec(2, 16, 1, "bfloat16")) == 1
     assert len(plain.cache_spec(2, 16, 1, "bfloat16")) == 12
 

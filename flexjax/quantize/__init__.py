@@ -1,0 +1,7 @@
+"""Weights in fewer bits, rounded to nearest."""
+
+from flexjax.quantize.weights import FORMATS as FORMATS
+from flexjax.quantize.weights import QuantizedWeight as QuantizedWeight
+from flexjax.quantize.weights import Weight as Weight
+from flexjax.quantize.weights import operand as operand
+from flexjax.quantize.weights import quantize_weights as quantize_weights

@@ -1,0 +1,103 @@
+"""Projections in int8 or int4, rounded to nearest, with float32 scales.
+
+A model declares which of its parameters are projections: their metadata has `summed`, the number of leading axes
+that the product sums over. Everything else (tables, norms, biases) keeps its dtype.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Shaped
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """Integers of `bits`; `group` summed elements share a scale, all of an output channel where it is None."""
+
+    dtype: Any
+    bits: int
+    group: int | None
+
+    @property
+    def largest(self) -> int:
+        return 2 ** (self.bits - 1) - 1  # The range is symmetric: the lowest integer is not used.
+
+
+FORMATS = {"int8": Format(jnp.int8, 8, None), "int4": Format(jnp.int4, 4, 32)}
+
+
+class QuantizedWeight(nnx.Module):
+    """One projection: the weight is about `values * scale`, within half a scale everywhere.
+
+    Invariants: `values` has the weight's shape and axes. `scale` has the output axes; before them, in a format with
+    groups, one axis of the groups of the flattened summed axes.
+    """
+
+    def __init__(self, weight: nnx.Param, name: str):
+        form, summed, axes = FORMATS[name], weight.get_metadata("summed"), weight.get_metadata("axes")
+        inputs, outputs = math.prod(weight.shape[:summed]), weight.shape[summed:]
+        group = inputs if form.group is None else form.group
+        if inputs % group:
+            raise ValueError(
+                f"{name} weights share a scale in groups of {group}; the {inputs} summed elements of a weight "
+                f"{list(weight.shape)} {axes} do not divide. Choose int8, which has one scale a channel."
+            )
+        values, scale = _round(weight[...].reshape(inputs // group, group, -1), form)
+        kept = () if form.group is None else (inputs // group,)
+        kept_axes = () if form.group is None else axes[:1]
+        self.values = nnx.Param(values.reshape(weight.shape), axes=axes)
+        self.scale = nnx.Param(scale.reshape(*kept, *outputs), axes=(*kept_axes, *axes[summed:]))
+        self.summed = summed
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    def get_metadata(self, name: str) -> Any:
+        return self.values.get_metadata(name)
+
+
+Weight = nnx.Param | QuantizedWeight
+
+
+def quantize_weights[T](model: T, name: str) -> T:
+    """The model itself with its projections in the format of that name, one after the other: no second copy."""
+    if name not in FORMATS:
+        raise ValueError(f"Weights can be rounded to {' or '.join(FORMATS)}; got {name!r}.")
+    for path, parameter in nnx.to_flat_state(nnx.state(model)):
+        if "summed" in parameter.get_metadata():
+            holder: Any = model
+            for part in path[:-1]:
+                holder = holder[part] if isinstance(part, int) else getattr(holder, str(part))
+            setattr(holder, str(path[-1]), QuantizedWeight(parameter, name))
+    return model
+
+
+def operand(weight: Weight, summed: int, dtype: Any) -> tuple[Shaped[Array, "I O"], Float[Array, "O"] | None]:
+    """The weight as the matrix to multiply with, over `summed` leading axes, and the scale of its output channels.
+
+    The matrix is in `dtype`, or in a type that a product with `dtype` takes as it is; None scales nothing.
+    """
+    inputs = math.prod(weight.shape[:summed])
+    if not isinstance(weight, QuantizedWeight):
+        return weight[...].reshape(inputs, -1), None
+    values, scale = weight.values[...], weight.scale[...]
+    if scale.ndim == weight.ndim - summed:
+        return values.reshape(inputs, -1).astype(dtype), scale.reshape(-1)
+    groups = values.reshape(scale.shape[0], -1, math.prod(weight.shape[summed:])).astype(dtype)
+    return (groups * scale.reshape(scale.shape[0], 1, -1).astype(dtype)).reshape(inputs, -1), None
+
+
+def _round(groups: Float[Array, "G I O"], form: Format) -> tuple[Array, Float[Array, "G O"]]:
+    """Integers, and the scale that puts the largest of each group at the end of their range."""
+    groups = groups.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(groups), axis=1, keepdims=True) / form.largest
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return jnp.round(groups / scale).astype(form.dtype), scale[:, 0]

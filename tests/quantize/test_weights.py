@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexjax.causal_lm import parameters
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.quantize import FORMATS, QuantizedWeight, operand, quantize_weights
+from models.transformer import Layer, Rope, TransformerConfig, build
+
+CONFIG = TransformerConfig(
+    "LlamaForCausalLM", vocab_size=96, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=96,
+    max_position=64, layers=(Layer(rope=Rope()),) * 2,
+)  # fmt: skip
+
+
+def weight(shape, summed: int, seed: int = 0, scale: float = 1.0) -> nnx.Param:
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32) * scale
+    return nnx.Param(jnp.asarray(values), axes=("embed", "heads", "head_dim")[: len(shape)], summed=summed)
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(FORMATS)), seed=st.integers(0, 99), power=st.integers(-20, 20))
+def test_every_value_is_within_half_a_scale(name, seed, power):
+    real = weight((64, 3, 5), 1, seed, 2.0**power)
+    quantized = QuantizedWeight(real, name)
+    form = FORMATS[name]
+    scale = np.asarray(quantized.scale[...]).reshape(-1, 3, 5)
+    scale = np.repeat(scale, 64 // scale.shape[0], axis=0)
+    assert np.all(np.abs(real[...] - np.asarray(quantized.values[...], np.float32) * scale) <= 0.501 * scale)
+    assert np.abs(np.asarray(quantized.values[...], np.int32)).max() == form.largest
+    assert quantized.values.dtype == form.dtype
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("shape", "summed"), [((64, 4, 8), 1), ((4, 16, 24), 2), ((64, 32), 1)])
+def test_the_operand_is_the_rounded_weight_as_a_matrix(name, shape, summed):
+    quantized = QuantizedWeight(weight(shape, summed), name)
+    matrix, scale = operand(quantized, summed, jnp.float32)
+    got = matrix if scale is None else matrix * jnp.broadcast_to(scale, matrix.shape)
+    want = operand(weight(shape, summed), summed, jnp.float32)[0]
+    assert got.shape == want.shape
+    worst = {"int8": 1 / 254, "int4": 1 / 14}[name] * np.abs(want).max()
+    np.testing.assert_allclose(got, want, atol=worst)
+
+
+def test_zeros_stay_zeros():
+    quantized = QuantizedWeight(nnx.Param(jnp.zeros((64, 4)), axes=("embed", "mlp"), summed=1), "int4")
+    assert not operand(quantized, 1, jnp.float32)[0].any()
+
+
+def test_a_weight_that_does_not_divide_into_groups_is_refused():
+    with pytest.raises(ValueError, match=r"groups of 32; the 40 summed elements of a weight \[40, 4\].*int8"):
+        QuantizedWeight(weight((40, 4), 1), "int4")
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ValueError, match="int8 or int4; got 'int3'"):
+        quantize_weights(build(CONFIG, dtype=jnp.float32), "int3")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_projections_alone_are_rounded_and_carry_their_axes(name):
+    model = quantize_weights(build(CONFIG, dtype=jnp.bfloat16), name)
+    kinds = {n: value.dtype.name for n, _, value in parameters(model)}
+    assert kinds["embedding"] == kinds["blocks.0.attention_norm.scale"] == "bfloat16"
+    for part in ("attention.query", "attention.out", "mlp.up", "mlp.down"):
+        assert (kinds[f"blocks.1.{part}.values"], kinds[f"blocks.1.{part}.scale"]) == (name, "float32")
+    assert kinds["unembedding.values"] == name
+    for n, axes, value in parameters(model):
+        assert len(axes) == value.ndim, n
+
+
+# Each product adds an error of about the largest weight / 127 / √12, or / 7 / √12, and fourteen follow one another.
+@pytest.mark.parametrize(("name", "tolerance"), [("int8", 0.04), ("int4", 0.4)])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_logits_stay_near(name, tolerance, stacked):
+    real, rounded = (build(CONFIG, dtype=jnp.float32) for _ in range(2))
+    rounded = quantize_weights(rounded, name)
+    rounded = rounded.stacked() if stacked else rounded
+    tokens = jnp.arange(12, dtype=jnp.int32)[None]
+    run = nnx.jit(lambda model: model.logits(model.dense(tokens)[0]))
+    want, got = run(real), run(rounded)
+    assert 0 < jnp.sqrt(jnp.mean(jnp.square(got - want))) < tolerance * jnp.std(want)
+
+
+def test_the_engine_decodes_with_them():
+    config = EngineConfig(dtype="float32", weight_dtype="int8", max_num_seqs=2, max_num_batched_tokens=32)
+    engine = Engine(build(CONFIG, dtype=jnp.float32), None, config)
+    assert {str(w.dtype) for w in jax.tree.leaves(nnx.state(engine.runner.model()))} == {"int8", "float32"}
+    tokens: list[int] = []
+    params = SamplingParams(temperature=0, max_tokens=6)
+    engine.submit(Request("a", (1, 2, 3), params, listener=lambda event: tokens.extend(event.token_ids)))
+    while engine.step():
+        pass
+    model, text = quantize_weights(build(CONFIG, dtype=jnp.float32), "int8"), [1, 2, 3]
+    for _ in range(6):
+        text.append(int(model.logits(model.dense(jnp.array([text], jnp.int32))[0])[0, -1].argmax()))
+    assert tokens == text[3:]
