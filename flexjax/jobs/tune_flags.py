@@ -107,7 +107,7 @@ def _measured(config: Config) -> tuple[Evaluator, str]:
 
 def _compiled(config: Config) -> tuple[Evaluator, str]:
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(*causal_lm.family_of(config.model), config.engine.dtype, target.chip.platform)
+    model = abstract_model(*causal_lm.family_of(config.model), config.engine, target.chip.platform)
     program = program_for(model, config.engine, target, config.engine.max_num_seqs, config.context)
     compiler = "libtpu" if target.chip.platform == "tpu" else "jaxlib"
     where = f"{target}, {compiler} {environment.version(compiler)}"
