@@ -16,7 +16,7 @@ class EngineConfig:
 
     dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
     weight_dtype: str | None = None  # int8 | int4: projections rounded to nearest when loaded; None is `dtype`.
-    cache_dtype: str | None = None  # None is `dtype`.
+    cache_dtype: str | None = None  # None is `dtype`; int8 rounds to multiples of one scale, found at the start.
     max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
     max_num_seqs: int = 16  # Sequences in one step.
     max_num_batched_tokens: int = 256  # Rows in one step; longer prompts are prefilled in chunks.
@@ -33,8 +33,8 @@ class EngineConfig:
             ("weight_dtype", self.weight_dtype in (None, *FORMATS), f"None or {' or '.join(FORMATS)}"),
             (
                 "cache_dtype",
-                self.cache_dtype in (None, "bfloat16", "float32", "float16"),
-                "None, bfloat16, float32 or float16",
+                self.cache_dtype in (None, "bfloat16", "float32", "float16", "int8"),
+                "None, bfloat16, float32, float16 or int8",
             ),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 2, "None or at least 2 tokens"),
             ("max_num_seqs", self.max_num_seqs >= 1, "at least 1"),

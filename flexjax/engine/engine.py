@@ -33,7 +33,7 @@ from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
-from flexjax.quantize import quantize_weights
+from flexjax.quantize import cache_scale, quantize_weights
 
 
 class Engine:
@@ -53,6 +53,7 @@ class Engine:
         self.placement = _placement(config, mesh)
         if config.weight_dtype is not None:
             model = quantize_weights(model, config.weight_dtype)
+        kv_scale = cache_scale(model) if config.cache_dtype == "int8" else None
         model = suited(model, jax.default_backend(), release=True)
         self.config = config
         self.model_config = model.config
@@ -71,6 +72,7 @@ class Engine:
             num_pages=self.pool.capacity + 1,
             pages_per_seq=self.pool.pages_for(self.max_model_len),
             mesh=self.placement.mesh,
+            kv_scale=kv_scale,
         )
         self.runner.compile()
         self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)

@@ -133,6 +133,7 @@ class LLM:
                 cache_dtype=jnp.dtype(engine.config.cache_dtype or engine.config.dtype),
                 rows_per_step=rows_per_step,
                 placement=engine.runners[0].placement,
+                kv_scale=engine.runners[0].program.kv_scale,
             )
         return [self._scorers[rows_per_step](tokens) for tokens in batch]
 

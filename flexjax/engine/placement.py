@@ -55,9 +55,10 @@ class Placement:
                 return leaf
             i = leaf.axes.index("kv_heads")
             ways = math.prod(self.mesh.shape[m] for m in SERVING["kv_heads"].mesh_axes)
-            copies = ways // math.gcd(ways, leaf.shape[i])
+            copies = ways // math.gcd(ways, leaf.shape[i] // (2 if leaf.paired else 1))
             if leaf.copies % copies:
-                return leaf
+                axes = (*leaf.axes[:i], None, *leaf.axes[i + 1 :])  # A key must not be split from its value.
+                return dataclasses.replace(leaf, axes=axes) if leaf.paired else leaf
             return dataclasses.replace(leaf, shape=(*leaf.shape[:i], copies * leaf.shape[i], *leaf.shape[i + 1 :]))
 
         return _map(shared, model.cache_spec(num_pages, page_size, num_slots, dtype))

@@ -30,11 +30,24 @@ class StepRunner:
     """Compiles every step before the first request, and runs plans through them."""
 
     def __init__(
-        self, model: CausalLM, config: EngineConfig, *, num_pages: int, pages_per_seq: int, mesh: Mesh | None = None
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        *,
+        num_pages: int,
+        pages_per_seq: int,
+        mesh: Mesh | None = None,
+        kv_scale: float | None = None,
     ):
         self._backend = backend = jax.default_backend()
         self.program = StepProgram(
-            model, config, num_pages=num_pages, pages_per_seq=pages_per_seq, backend=backend, mesh=mesh
+            model,
+            config,
+            num_pages=num_pages,
+            pages_per_seq=pages_per_seq,
+            backend=backend,
+            mesh=mesh,
+            kv_scale=kv_scale,
         )
         self.placement = self.program.placement
         self.num_pages = num_pages

@@ -25,9 +25,10 @@ class Scorer:
         cache_dtype,
         rows_per_step: int,
         placement: Placement,
+        kv_scale: float | None = None,
     ):
         self.rows_per_step = rows_per_step
-        self._placement = placement
+        self._placement, self._kv_scale = placement, kv_scale
         self._graphdef, self._state = nnx.split(model)
         num_pages = -(-max_model_len // page_size)
         self._page_table = np.arange(1, num_pages + 1, dtype=np.int32)[None]
@@ -35,7 +36,7 @@ class Scorer:
         abstract = placement.abstract_cache(spec)
         self._cache = placement.made(lambda: causal_lm.zeros(spec), abstract)
         self._step = placement.jit(
-            _forward, (placement.whole, shardings_of(abstract)), static_argnums=0, donate_argnums=2
+            _forward, (placement.whole, shardings_of(abstract)), static_argnums=(0, 7), donate_argnums=2
         )
 
     def __call__(self, tokens) -> np.ndarray:
@@ -54,12 +55,15 @@ class Scorer:
                     padded,
                     np.int32(start),
                     np.int32(len(chunk)),
+                    self._kv_scale,
                 )
             logits.append(np.asarray(out)[: len(chunk)])
         return np.concatenate(logits)
 
 
-def _forward(graphdef, state, cache, page_table, tokens, start, length) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
+def _forward(
+    graphdef, state, cache, page_table, tokens, start, length, kv_scale
+) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
     model = nnx.merge(graphdef, state)
     rows = tokens.shape[0]
     batch = RaggedBatch(
@@ -70,6 +74,7 @@ def _forward(graphdef, state, cache, page_table, tokens, start, length) -> tuple
         page_table=page_table,
         state_slots=jnp.zeros(1, jnp.int32),
         max_query_len=rows,
+        kv_scale=kv_scale,
     )
     hidden, cache = model(batch, cache)
     return model.logits(hidden), cache

@@ -92,8 +92,11 @@ class StepProgram:
         pages_per_seq: int,
         backend: str,
         mesh: Mesh | None = None,
+        kv_scale: float | None = None,
     ):
+        """`kv_scale` is that of an int8 cache (`flexjax.quantize.cache_scale`)."""
         self.config = config
+        self.kv_scale = kv_scale
         self.placement = Placement(mesh)
         self.shapes = step_shapes(config, backend)
         self.vocab_size = model.config.vocab_size
@@ -124,7 +127,8 @@ class StepProgram:
         body = _decode_steps if shape.decodes_only else _mixed_step
 
         def step(weights, cache, memory, packed):
-            return body(self.model(weights), cache, memory, packing.unpack(packed), self.config.decode_steps)
+            fields = {**packing.unpack(packed), "kv_scale": self.kv_scale}
+            return body(self.model(weights), cache, memory, fields, self.config.decode_steps)
 
         whole = self.placement.whole
         packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32, sharding=whole)
@@ -153,7 +157,7 @@ def _controls(f: dict[str, jax.Array]) -> Controls:
     return Controls(**{n: f[n] > 0 if n == "wants_logprobs" else f[n] for n in names})
 
 
-def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array], max_steps: int):
+def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_steps: int):
     """Decoding rows and prefill chunks together, once; a chunk that ends its prompt yields a token."""
     num_rows, num_seqs = f["tokens"].shape[0], f["slots"].shape[0]
     last = memory.last_tokens[f["slots"]][jnp.minimum(jnp.arange(num_rows), num_seqs - 1)]
@@ -167,7 +171,7 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array],
     return cache, memory, jax.tree.map(pad, sampled)
 
 
-def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array], max_steps: int):
+def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_steps: int):
     """`num_steps` tokens a sequence in one dispatch.
 
     A sequence with fewer `samples` to make stays on its last row, writes the same keys and values there
@@ -209,7 +213,7 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, jax.Array
 
 def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, max_query_len: int):
     slots, starts = f["slots"], f["query_starts"]
-    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len)
+    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len, f["kv_scale"])
     hidden, cache = model(batch, cache)
     controls = _controls(f)
     memory = count_fed(memory, controls, slots, tokens, positions, starts, fresh)

@@ -1,5 +1,6 @@
-"""Weights in fewer bits, rounded to nearest."""
+"""Weights and cache in fewer bits, rounded to nearest."""
 
+from flexjax.quantize.cache import cache_scale as cache_scale
 from flexjax.quantize.weights import FORMATS as FORMATS
 from flexjax.quantize.weights import QuantizedWeight as QuantizedWeight
 from flexjax.quantize.weights import Weight as Weight

@@ -73,4 +73,5 @@ def program_for(model: CausalLM, engine: EngineConfig, target: Target, batch: in
         pages_per_seq=pages,
         backend=target.chip.platform,
         mesh=target.mesh,
+        kv_scale=1.0 if engine.cache_dtype == "int8" else None,  # Of no weights; any compiles alike.
     )

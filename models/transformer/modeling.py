@@ -7,6 +7,7 @@ step and `[B, T]` in `dense`.
 Activations have the parameters' dtype; norms, softmax, rope and logits are computed in float32.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -215,11 +216,12 @@ class Transformer(nnx.Module):
         def attend(layer: Layer, pages: Array, index: Array | None, q: Array, k: Array, v: Array):
             pool, table = pages, batch.page_table
             if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
-                pool, table = pages.reshape(-1, *pages.shape[2:]), table + index * pages.shape[1]
+                pool = pages.reshape(-1, pages.shape[2], pages.shape[3] // 2, 2, pages.shape[4])
+                table = table + index * pages.shape[1]
             mixed, pool = ragged_paged_attention(
                 q, k, v, pool, batch.query_starts, batch.kv_lengths, table,
                 scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
-                max_query_len=batch.max_query_len,
+                max_query_len=batch.max_query_len, kv_scale=batch.kv_scale,
             )  # fmt: skip
             return mixed, pool.reshape(pages.shape)
 
@@ -311,9 +313,15 @@ class Transformer(nnx.Module):
         return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[CacheLeaf]:
-        """One `[num_pages, page_size, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked; attention
-        needs no state slots."""
-        return self._cache((num_pages, page_size), ("pages", "page"), dtype)
+        """One `[num_pages, page_size, K, 2, H]` leaf a layer, or when stacked one of all,
+        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. Attention needs no slots."""
+        leaves = self._cache((num_pages, page_size), ("pages", "page"), dtype)
+        if not isinstance(self.blocks, Scan):
+            return leaves
+        (leaf,) = leaves
+        *outer, num_heads, two, head_dim = leaf.shape
+        axes = tuple(axis for axis in leaf.axes if axis is not None)
+        return [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
         """One `[B, S, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked."""

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from flexjax import causal_lm
@@ -38,3 +39,16 @@ def test_the_program_holds_every_sequence_at_full_length(tiny, engine):
     assert pages.shape[1] == 10 * 7 + 1
     assert max(shape.num_seqs for shape in program.shapes) == 10
     assert all(x.sharding.mesh == target.mesh for x in program.weights)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "split"),
+    [("2x2", 8, True), ("2x4", 2, False)],  # Gemma 3 1B has one kv head, which four query heads can share, not eight.
+)
+def test_a_key_is_never_split_from_its_value(shape, rows, split, engine):
+    target = Target.of("v5e", shape, None, "bfloat16")
+    model = abstract_model(*causal_lm.family_of("gemma3-1b"), engine, "tpu")
+    (pages,) = program_for(model, engine, target, batch=8, context=64).cache
+    assert pages.shape[3] == rows
+    assert pages.sharding.shard_shape(pages.shape)[3] == 2
+    assert (pages.sharding.spec != jax.P()) == split

@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels import registry
@@ -27,7 +27,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size heads 2 H"],
+    kv_pages: Num[Array, "num_pages page_size heads 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -36,8 +36,9 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
+    kv_scale: float | None = None,
     body: str | None = None,
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size heads 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size heads 2 H"]]:
     """Attention of every row over its own sequence's pages, after the new keys and values are written there.
 
     The batch is laid out as `flexjax.causal_lm.RaggedBatch` says: sequence b owns the rows
@@ -61,6 +62,7 @@ def ragged_paged_attention(
       window: positions that a row sees, itself included; None sees all up to it.
       softcap: bound of the scores; None has none.
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
+      kv_scale: of int8 pages, which hold round(x / kv_scale) within ±127, and only of those.
       body: exactly this one of `BODIES`. By default the environment's, else the first of the
         platform's order that can serve; `flexjax.kernels.bodies_used` tells which did and why.
 
@@ -73,6 +75,8 @@ def ragged_paged_attention(
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
     _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
+    if (kv_scale is not None) != jnp.issubdtype(kv_pages.dtype, jnp.integer) or not (kv_scale is None or kv_scale > 0):
+        raise ValueError(f"int8 pages, and no others, have a positive kv_scale; got {kv_pages.dtype} and {kv_scale}.")
     copies = kv_pages.shape[2] // k.shape[1]
     if copies > 1:
         # Whole before they are copied; else XLA would gather their weights to compute each copy where it goes.
@@ -88,6 +92,7 @@ def ragged_paged_attention(
         window=window,
         softcap=softcap,
         max_query_len=max_query_len,
+        kv_scale=kv_scale,
     )
     return over_heads(attend, q, k, v, kv_pages, query_starts, kv_lengths, page_table)
 

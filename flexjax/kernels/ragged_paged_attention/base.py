@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 
 def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -18,7 +18,8 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+    kv_scale: float | None = None,
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
     """Attention of every row over its own sequence's pages; `api.py` states the contract."""
     del max_query_len  # The formula needs no bound.
     T, N, H = q.shape
@@ -32,12 +33,17 @@ def ragged_paged_attention(
 
     page = page_table[sequence, position // page_size]
     page = jnp.where(live, page, num_pages)  # Out of bounds: the write is dropped.
-    new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)
+    new = jnp.stack([k, v], axis=2)
+    if kv_scale is not None:
+        new = jnp.clip(jnp.round(new.astype(jnp.float32) / kv_scale), -127, 127)
+    new = new.astype(kv_pages.dtype)
     kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
 
     def attend(row_args):
         q_NxH, b, p, is_live = row_args
         kv = kv_pages[page_table[b]].reshape(P * page_size, K, 2, H).astype(jnp.float32)
+        if kv_scale is not None:
+            kv = kv * kv_scale
         q_KxGxH = q_NxH.reshape(K, N // K, H).astype(jnp.float32)
         scores = jnp.einsum("KGH,SKH->KGS", q_KxGxH, kv[:, :, 0], precision="highest") * scale
         if softcap is not None:

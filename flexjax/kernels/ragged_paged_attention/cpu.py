@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 TARGET = "flexjax_ragged_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -26,7 +26,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -35,11 +35,12 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
+    kv_scale: float | None = None,
     instruction_set: str = "avx512",
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
     """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
     and whether its sequence came whole, in chunks or token by token."""
-    del max_query_len  # Rows are counted at run time.
+    del max_query_len, kv_scale  # Rows are counted at run time; pages with a scale are refused by their dtype.
     for name, dtype in (("q", q.dtype), ("kv_pages", kv_pages.dtype)):
         if dtype not in (jnp.float32, jnp.bfloat16):
             raise NotImplementedError(f"{name} is {dtype.name}; float32 and bfloat16 are built")

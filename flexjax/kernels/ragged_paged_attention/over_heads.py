@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from flexjax.hardware.sharding import SERVING, spec
 
@@ -15,11 +15,11 @@ def over_heads(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size heads 2 H"],
+    kv_pages: Num[Array, "num_pages page_size heads 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size heads 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size heads 2 H"]]:
     """`attend` of these arguments, on each device of the mesh in use with the heads that the rules give it.
 
     No body of the op can be split by XLA: without this, each would be given every head of every page. Heads

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
+
+from flexjax.kernels.ragged_paged_attention.xla import encoded
 
 BLOCK_KV = 1024  # Tokens of one sequence read at a time.
 MAX_BLOCK_PAGES = 16  # More copies in flight spill scalar registers.
@@ -26,7 +28,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -35,7 +37,8 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+    kv_scale: float | None = None,
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
     """The contract of `api.py`. The declared cost is that of contexts as long as the page table is wide: the most
     that a call can read."""
     _refuse(q, kv_pages)
@@ -50,12 +53,12 @@ def ragged_paged_attention(
     sequence = jnp.minimum(sequence, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)
-    kv_pages = _write(kv_pages, new, page, position % page_size)
+    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype, kv_scale).reshape(T, 2 * K, H)
+    combined = _write(kv_pages.reshape(num_pages, page_size, 2 * K, H), new, page, position % page_size)
 
     out = _attend(
         q,
-        kv_pages.reshape(num_pages, page_size, 2 * K, H),
+        combined,
         kv_lengths,
         page_table,
         query_starts,
@@ -64,8 +67,9 @@ def ragged_paged_attention(
         window=window,
         softcap=softcap,
         max_query_len=max_query_len,
+        kv_scale=kv_scale,
     )
-    return jnp.where(live[:, None, None], out, jnp.zeros((), out.dtype)), kv_pages
+    return jnp.where(live[:, None, None], out, jnp.zeros((), out.dtype)), combined.reshape(kv_pages.shape)
 
 
 def _refuse(q: Array, kv_pages: Array) -> None:
@@ -73,24 +77,25 @@ def _refuse(q: Array, kv_pages: Array) -> None:
     if head_dim % LANES:
         raise NotImplementedError(f"head_dim={head_dim} is no multiple of {LANES}, the lanes that the kernel reads")
     served = (jnp.bfloat16, jnp.float32)
-    if q.dtype not in served or kv_pages.dtype not in served:
+    if q.dtype not in served or kv_pages.dtype not in (*served, jnp.int8):
         raise NotImplementedError(
-            f"q is {q.dtype.name} and kv_pages are {kv_pages.dtype.name}; bfloat16 and float32 are served"
+            f"q is {q.dtype.name} and kv_pages are {kv_pages.dtype.name}; bfloat16 and float32 are served, and int8 "
+            "in pages"
         )
-    sublanes = 2 * num_kv_heads * kv_pages.dtype.itemsize // 4
-    if sublanes not in (1, 2, 4) and sublanes % 8:
+    sublanes = 2 * num_kv_heads * kv_pages.dtype.itemsize / 4
+    if sublanes not in (1, 2, 4) and (sublanes < 8 or sublanes % 8):
         raise NotImplementedError(
-            f"the keys and values of {num_kv_heads} heads in {kv_pages.dtype.name} fill {sublanes} sublanes of a "
+            f"the keys and values of {num_kv_heads} heads in {kv_pages.dtype.name} fill {sublanes:g} sublanes of a "
             "tile; 1, 2, 4 or a multiple of 8 are served"
         )
 
 
 def _write(
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
-    new: Float[Array, "T K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size KV H"],
+    new: Num[Array, "T KV H"],
     page: Int[Array, "T"],
     row: Int[Array, "T"],
-) -> Float[Array, "num_pages page_size K 2 H"]:
+) -> Num[Array, "num_pages page_size KV H"]:
     """The pages with `new[t]` at `page[t], row[t]`, in place; past the last page nothing is written.
 
     By copies from memory to memory: with several kv heads on a device XLA's scatter would have the pages in another
@@ -131,7 +136,7 @@ def _write(
 
 def _attend(
     q: Float[Array, "T N H"],
-    kv_pages: Float[Array, "num_pages page_size KV H"],
+    kv_pages: Num[Array, "num_pages page_size KV H"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
     query_starts: Int[Array, "B+1"],
@@ -141,6 +146,7 @@ def _attend(
     window: int | None,
     softcap: float | None,
     max_query_len: int,
+    kv_scale: float | None,
 ) -> Float[Array, "T N H"]:
     """Attention over pages that hold the rows' own keys and values already; rows of nobody get anything."""
     T, N, H = q.shape
@@ -154,7 +160,12 @@ def _attend(
     scalars = (kv_lengths, page_table, query_starts, jnp.zeros(2, jnp.int32), num_seqs)
     call = pl.pallas_call(
         functools.partial(
-            kernel.ragged_paged_attention_kernel, sm_scale=scale, sliding_window=window, soft_cap=softcap
+            kernel.ragged_paged_attention_kernel,
+            sm_scale=scale,
+            sliding_window=window,
+            soft_cap=softcap,
+            k_scale=kv_scale,
+            v_scale=kv_scale,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),

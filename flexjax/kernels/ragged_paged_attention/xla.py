@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 BLOCK_ROWS = 64  # Rows of one sequence at a time.
 BLOCK_TOKENS = 256  # Keys and values gathered at a time, in whole pages.
@@ -16,7 +16,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -25,7 +25,8 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Float[Array, "num_pages page_size K 2 H"]]:
+    kv_scale: float | None = None,
+) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
     """The contract of `api.py`. No temporary grows with rows times context."""
     T = q.shape[0]
     num_pages, page_size = kv_pages.shape[:2]
@@ -36,10 +37,10 @@ def ragged_paged_attention(
     sequence = jnp.clip(jnp.searchsorted(query_starts[1:], row, side="right"), 0, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    new = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)
+    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype, kv_scale)
     kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
 
-    masks: dict[str, Any] = dict(window=window, softcap=softcap)
+    masks: dict[str, Any] = dict(window=window, softcap=softcap, kv_scale=kv_scale)
     q_scaled = q.astype(jnp.float32) * scale
     if max_query_len == 1:
         first = jnp.minimum(query_starts[:B], T - 1)
@@ -54,9 +55,16 @@ def ragged_paged_attention(
     return jnp.where(live[:, None, None], out, 0.0).astype(q.dtype), kv_pages
 
 
+def encoded(x: Float[Array, "..."], dtype: Any, scale: float | None) -> Num[Array, "..."]:
+    """Keys and values as pages hold them: in their dtype, or rounded to int8 multiples of the scale."""
+    if scale is not None:
+        x = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -127, 127)
+    return x.astype(dtype)
+
+
 def _by_blocks(
     q: Float[Array, "T N H"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -93,11 +101,12 @@ def _attend(
     q: Float[Array, "B T N H"],
     position: Int[Array, "B T"],
     live: Bool[Array, "B T"],
-    kv_pages: Float[Array, "num_pages page_size K 2 H"],
+    kv_pages: Num[Array, "num_pages page_size K 2 H"],
     page_table: Int[Array, "B P"],
     *,
     window: int | None,
     softcap: float | None,
+    kv_scale: float | None,
 ) -> Float[Array, "B T N H"]:
     """Float32 attention of a dense block of scaled queries, by an online softmax over blocks of pages."""
     B, T, N, H = q.shape
@@ -112,6 +121,8 @@ def _attend(
         top, total, values = carry
         table = jax.lax.dynamic_slice_in_dim(page_table, i * pages, pages, axis=1)
         kv = kv_pages[table].reshape(B, S, K, 2, H).astype(jnp.float32)
+        if kv_scale is not None:
+            kv = kv * kv_scale
         scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, kv[:, :, :, 0], precision="highest")
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)

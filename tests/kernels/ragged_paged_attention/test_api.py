@@ -1,5 +1,7 @@
 """Which body serves a call, and what a wrong call is told."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +101,55 @@ def test_batch_that_leads_out_of_the_pages_is_refused_at_run_time(which: int, va
     arguments[which] = jnp.asarray(value, jnp.int32)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(ragged_paged_attention(*arguments, body="cpu", **SPEC.options))
+
+
+SCALE = 1 / 40  # Unit normals reach past 127 of it: some are clipped.
+INT8_SPEC = ArgSpec(N=8, K=4, H=32, page_size=8, sequences=((1, 20), (7, 17), (3, 3)), padding_rows=2, window=9)
+
+
+def int8_arguments(seed: int = 0):
+    q, k, v, pages, *batch = INT8_SPEC.arguments(seed)
+    whole = np.random.default_rng(seed).integers(-127, 128, pages.shape).astype(np.int8)
+    return q, k, v, jnp.asarray(whole), *batch
+
+
+@pytest.mark.parametrize("body", ["base", "xla"])
+def test_int8_pages_give_attention_over_rounded_keys_and_values(body):
+    q, k, v, pages, *batch = int8_arguments()
+    run = jax.jit(lambda *args: ragged_paged_attention(*args, body=body, kv_scale=SCALE, **INT8_SPEC.options))
+    out, written = run(q, k, v, pages, *batch)
+    # The same in float32, given keys and values that are such multiples already.
+    rounded = [jnp.clip(jnp.round(x / SCALE), -127, 127) * SCALE for x in (k, v)]
+    want, wide = jax.jit(lambda *args: ragged_paged_attention(*args, body="base", **INT8_SPEC.options))(
+        q, *rounded, pages.astype(jnp.float32) * SCALE, *batch
+    )
+    assert written.dtype == jnp.int8
+    np.testing.assert_array_equal(written, np.round(np.asarray(wide) / SCALE))
+    np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+@needs_library
+def test_the_native_body_leaves_int8_to_the_next():
+    ragged_paged_attention(*int8_arguments(), kv_scale=SCALE, **INT8_SPEC.options)
+    (choice,) = kernels.bodies_used()[OP]
+    assert choice.body == "xla"
+    assert "kv_pages is int8" in choice.passed_over[0][1]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("int8", None), ("float32", 0.5), ("int8", 0.0)])
+def test_a_scale_belongs_to_int8_and_to_nothing_else(dtype, scale):
+    q, k, v, pages, *batch = int8_arguments()
+    with pytest.raises(ValueError, match="int8 pages, and no others, have a positive kv_scale"):
+        ragged_paged_attention(q, k, v, pages.astype(dtype), *batch, kv_scale=scale, **INT8_SPEC.options)
+
+
+def test_int8_pages_cost_little():
+    spec = dataclasses.replace(INT8_SPEC, window=None)
+    q, k, v, pages, *batch = spec.arguments()
+    scale = float(jnp.max(jnp.abs(pages))) / 127
+    run = lambda pages, scale: ragged_paged_attention(
+        q, k, v, pages, *batch, body="xla", kv_scale=scale, **spec.options
+    )
+    want, _ = run(pages, None)
+    got, _ = run(jnp.round(pages / scale).astype(jnp.int8), scale)
+    assert 0 < jnp.max(jnp.abs(got - want)) < 0.05

@@ -27,32 +27,44 @@ SPECS = {
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch):
-    def attend(q, kv_pages, kv_lengths, page_table, query_starts, num_seqs, *, scale, window, softcap, max_query_len):
+def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch, kv_scale: float | None = None):
+    def attend(
+        q, kv_pages, kv_lengths, page_table, query_starts, num_seqs, *, scale, window, softcap, max_query_len, kv_scale
+    ):
         # It returns the rows of live sequences alone, and multiplies with weights in the values' dtype.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             out = kernel.ref_ragged_paged_attention(
                 q, kv_pages, kv_lengths, page_table, query_starts, num_seqs,
                 sm_scale=scale, sliding_window=window, soft_cap=softcap,
+                k_scale=kv_scale, v_scale=kv_scale,
             )  # fmt: skip
         return jnp.pad(out, ((0, q.shape[0] - out.shape[0]), (0, 0), (0, 0)), constant_values=jnp.nan)
 
     monkeypatch.setattr(pallas_tpu, "_attend", attend)
     arguments = spec.arguments()
+    options = {**spec.options, "kv_scale": kv_scale}
+    if kv_scale is not None:
+        rounded = jnp.clip(jnp.round(arguments[3].astype(jnp.float32) / kv_scale), -127, 127).astype(jnp.int8)
+        arguments = (*arguments[:3], rounded, *arguments[4:])
     with pltpu.force_tpu_interpret_mode():  # The write of the pages really runs.
-        out, pages = pallas_tpu.ragged_paged_attention(*arguments, **spec.options)
-    want, want_pages = jax.jit(functools.partial(base.ragged_paged_attention, **spec.options))(*arguments)
+        out, pages = pallas_tpu.ragged_paged_attention(*arguments, **options)
+    want, want_pages = jax.jit(functools.partial(base.ragged_paged_attention, **options))(*arguments)
     np.testing.assert_array_equal(pages, want_pages)
     # The reference rounds its weights to bfloat16 before it multiplies with the values, as the matrix units do.
     tolerance = dict(atol=2e-2, rtol=2e-2) if spec.dtype == "bfloat16" else dict(atol=2e-5, rtol=1e-4)
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), **tolerance)
 
 
+def test_int8_pages_are_read_by_their_scale(monkeypatch):
+    test_it_gives_what_the_formula_gives(SPECS["decode"], monkeypatch, kv_scale=1 / 32)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"H": 64}, "head_dim=64 is no multiple of 128"),
-        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served"),
+        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8"),
+        ({"N": 4, "K": 1, "page_dtype": "int8"}, "of 1 heads in int8 fill 0.5 sublanes"),
         ({"N": 12, "K": 3}, "of 3 heads in bfloat16 fill 3 sublanes"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_step_is_the_same(models):
     want, caches = run(plain, zeros(plain.cache_spec(5, 4, 1, jnp.float32)))
     got, (cache,) = run(stacked, zeros(stacked.cache_spec(5, 4, 1, jnp.float32)))
     np.testing.assert_allclose(got, want, **ALIKE)
-    np.testing.assert_allclose(cache, jnp.stack(caches), **ALIKE)
+    np.testing.assert_allclose(cache, jnp.stack(caches).reshape(cache.shape), **ALIKE)
     np.testing.assert_array_equal(cache[:, 4], 0)  # A page of nobody.
 
 
@@ -96,8 +96,10 @@ def test_weights_and_cache_carry_their_axes(models):
         assert ("layers" in axes) == (".group." in name), name
     (leaf,) = stacked.cache_spec(5, 4, 1, jnp.bfloat16)
     one, *rest = plain.cache_spec(5, 4, 1, jnp.bfloat16)
-    assert leaf.shape == (1 + len(rest), *one.shape)
-    assert (leaf.axes, leaf.copies) == (("layers", *one.axes), one.copies)
+    pages, size, heads, _, head_dim = one.shape
+    assert leaf.shape == (1 + len(rest), pages, size, 2 * heads, head_dim)
+    assert (leaf.axes, leaf.copies) == (("layers", "pages", "page", "kv_heads", "head_dim"), one.copies)
+    assert leaf.paired and leaf.nbytes == len(plain.config.layers) * one.nbytes
 
 
 def test_the_program_does_not_grow_with_the_depth():
