@@ -1,0 +1,76 @@
+"""Quantised matmul: the contract, and which body serves it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from flexjax.kernels import registry
+from flexjax.kernels.quantized_matmul import base
+
+OP = "quantized_matmul"
+BODIES = {"base": base.quantized_matmul}
+ORDER: dict[str, tuple[str, ...]] = {}
+ANYWHERE = ("base",)
+WEIGHT_DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8", "int4")
+
+
+def quantized_matmul(
+    x: Float[Array, "T D"],
+    values: Shaped[Array, "D F"],
+    scale: Float[Array, "*G F"] | None,
+    *,
+    activation_dtype: str | None = None,
+    body: str | None = None,
+) -> Float[Array, "T F"]:
+    """Rows times a weight in few bits. Equivalent to
+
+        y[t, f] = sum over g of scale[g, f] * (sum over d in group g of x[t, d] * values[d, f])
+
+    with every sum and the result in float32: the products of bfloat16 with bfloat16, float8, int8 or int4 are exact
+    there, and scales are applied to sums, never to a rounded weight. A row's result depends on that row alone.
+
+    With `activation_dtype="int8"` each row is rounded first: with m = max |x[t]|, q = round_half_even(x[t] * (127 / m))
+    (0 for a row of zeros). The sums of a group are those of the integers q and values, exact in int32, and
+    y[t] = m * float32(1 / 127) * (what stands above, with q for x).
+
+    Args:
+      x: bfloat16 or float32.
+      values: one of `WEIGHT_DTYPES`.
+      scale: float32. None for values that are what they say (float32, bfloat16); [F], one an output channel, for
+        int8 and float8; [D / 32, F], one in 32 summed elements, for int4. Bodies may serve other groupings.
+      activation_dtype: None keeps x as it is; "int8", for integer values alone.
+      body: exactly this one of `BODIES`. By default the environment's, else the first of the platform's order
+        that can serve; `flexjax.kernels.bodies_used` tells which did and why.
+
+    Raises:
+      ValueError: shapes that do not fit each other, or an option out of range.
+      NotImplementedError: no body, or not the one asked for, serves the call.
+    """
+    _check(x, values, scale, activation_dtype)
+    return registry.serve(
+        OP, BODIES, ORDER.get(_platform(), ANYWHERE), body, x, values, scale, activation_dtype=activation_dtype
+    )
+
+
+def _platform() -> str:
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.platform if described is not None else jax.default_backend()
+
+
+def _check(x, values, scale, activation_dtype: str | None) -> None:
+    if x.ndim != 2 or values.ndim != 2 or x.shape[1] != values.shape[0]:
+        raise ValueError(f"x is [T, D] and values [D, F]; got x {x.shape} and values {values.shape}.")
+    D, F = values.shape
+    if scale is not None and (
+        scale.ndim not in (1, 2) or scale.shape[-1] != F or D % (1 if scale.ndim == 1 else scale.shape[0])
+    ):
+        raise ValueError(
+            f"scale is [F] or [G, F] with G groups that divide D evenly; it is {scale.shape} beside D={D}, F={F}."
+        )
+    integer = jnp.issubdtype(values.dtype, jnp.integer)
+    if integer and scale is None:
+        raise ValueError(f"Integer values need a scale; values are {values.dtype} and scale is None.")
+    if activation_dtype not in (None, "int8") or (activation_dtype == "int8" and not integer):
+        raise ValueError(
+            f"activation_dtype is None, or with integer values 'int8'; got {activation_dtype!r} for {values.dtype}."
+        )
