@@ -8,7 +8,7 @@ from flexjax.hardware.program import Op, Program
 GPU_USABLE = 0.9  # Of a GPU's memory: the rest is the driver's, the context's and fragmentation (vLLM's default).
 
 # Times what one of g chips puts into a collective, what it sends over its links (rings both ways).
-_SENT = {
+SENT = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "all-gather": lambda g: g - 1,
     "reduce-scatter": lambda g: (g - 1) / g,
@@ -50,7 +50,7 @@ def op_seconds(op: Op, limits: Limits) -> float:
     a collective at the rate of the links, with no latency."""
     if op.sent_bytes:
         rate = limits.link_bytes_per_s
-        return op.sent_bytes * _SENT[op.opcode](op.group) / rate if rate else 0.0
+        return op.sent_bytes * SENT[op.opcode](op.group) / rate if rate else 0.0
     if op.cycles is not None:
         return op.cycles / limits.clock_hz
     return max(op.hbm_bytes / limits.bytes_per_s, op.flops / limits.flops_per_s)
