@@ -133,7 +133,8 @@ def abstract(value: Any, axes: Axes, mesh: Mesh, rules: Rules) -> jax.ShapeDtype
 
 
 def constrain(x: jax.Array, axes: Axes, rules: Rules) -> jax.Array:
-    """While tracing: `x` split by the rules on the mesh in use; as it is without one, or inside a shard_map."""
+    """While tracing: `x` split by the rules on the mesh in use; as it is without one. Inside a shard_map the axes
+    that it has taken split nothing more."""
     mesh = _mesh_in_use()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
 
@@ -152,8 +153,10 @@ def constrain_factor(x: jax.Array, weight: Any, weight_axes: Axes, axis: int, ru
 
 
 def _mesh_in_use() -> AbstractMesh | None:
+    """The axes that are left to XLA, of the mesh in use; None where there is nothing to split."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+    sizes = {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+    return None if math.prod(sizes.values()) == 1 else AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
 def place(mesh: Mesh, rules: Rules) -> Callable[[np.ndarray, Axes], jax.Array]:

@@ -243,7 +243,8 @@ class Transformer(nnx.Module):
         def attend(layer: Layer, kv: Array | None, index: Array | None, q: Array, k: Array, v: Array):
             seen_at = positions
             if kv is None:
-                seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+                # Of a microbatch, where layers run in stages.
+                seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), q.shape[:2])
             else:
                 rows = jnp.broadcast_to(jnp.arange(batch_size)[:, None], (batch_size, length))
                 at = (rows, positions) if index is None else (index, rows, positions)
@@ -267,19 +268,20 @@ class Transformer(nnx.Module):
         if self.position_embedding is not None:
             x = x + self.position_embedding[...][positions]
         x = whole(x)
-        tables: dict[Rope | None, RopeTables] = {None: None}
-        for rope in dict.fromkeys(layer.rope for layer in config.layers):
-            if rope is not None:
-                tables[rope] = rope.tables(positions, config.head_dim)
         if isinstance(self.blocks, Scan):
             (leaf,) = cache
-            x, leaf = self.blocks(x, tables, leaf, attend)
+            x, leaf = self.blocks(x, positions, self._tables, leaf, attend)
             return whole(self.final_norm(x)), [leaf]
-        new_cache = []
+        tables, new_cache = self._tables(positions), []
         for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
             x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf, None))
             new_cache.append(leaf)
         return whole(self.final_norm(x)), new_cache
+
+    def _tables(self, positions: Int[Array, "*T"]) -> dict[Rope | None, RopeTables]:
+        """The cosines and sines of each of the layers' ropes."""
+        ropes = dict.fromkeys(layer.rope for layer in self.config.layers)
+        return {rope: None if rope is None else rope.tables(positions, self.config.head_dim) for rope in ropes}
 
     def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
         """Float32 logits, soft-capped where the architecture says so."""
@@ -290,17 +292,20 @@ class Transformer(nnx.Module):
             logits = project(hidden, self.unembedding, None)
         return softcapped(logits, self.config.final_softcap)
 
-    def stacked(self, *, release: bool = False) -> "Transformer":
+    def stacked(self, *, release: bool = False, stages: int = 1, microbatches: int = 1) -> "Transformer":
         """The same model with the weights of its repeating layers stacked and the layers in a loop.
 
         It compiles in the time of one repetition, and its cache is one array. Chips with a compiler that
         fuses the slice of a layer's weights into their product like it; others copy every slice first.
         `release` frees this model's arrays as they are stacked.
+
+        `stages` is how many parts the stack must divide into, a mesh's axis `stage`: `dense` without a cache then
+        sends `microbatches` of its examples through those, and through the layers left over all at once.
         """
         if isinstance(self.blocks, Scan):
             return self
         model = nnx.merge(*nnx.split(self))
-        model.blocks = Scan(self.config.layers, self.blocks, release=release)
+        model.blocks = Scan(self.config.layers, self.blocks, release, stages, microbatches)
         return model
 
     @property

@@ -1,4 +1,7 @@
-"""Layers in a loop: the weights of a repeating pattern of layers stacked, the cache of all layers carried."""
+"""Layers in a loop: the weights of a repeating pattern of layers stacked, the cache of all layers carried.
+
+On a mesh with stages the loop is cut into a part for each, and a training batch runs through as a pipeline.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from flexjax.hardware.pipeline import pipeline, stages
 from models.transformer.config import Layer
 
 
@@ -27,40 +31,83 @@ class Scan(nnx.Module):
     its own index: as inputs and outputs of the loop it would be held twice.
     """
 
-    def __init__(self, layers: Sequence[Layer], blocks: Sequence[nnx.Module], release: bool = False):
-        """`release` frees the blocks' own arrays as they are stacked."""
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        blocks: Sequence[nnx.Module],
+        release: bool = False,
+        stages: int = 1,
+        microbatches: int = 1,
+    ):
+        """`release` frees the blocks' own arrays as they are stacked. As many groups are looped over as divide by
+        `stages`; `microbatches` pass through these where the mesh in use has an axis `stage`."""
         size = period(layers)
+        if len(layers) // size < stages:
+            raise ValueError(
+                f"Every stage has a group of layers at least; {len(layers)} layers are {len(layers) // size} groups of "
+                f"{size}, for stages={stages}. Give those devices to fsdp or tensor."
+            )
         self.pattern = tuple(layers[:size])
-        self.groups = len(layers) // size
+        self.groups = len(layers) // size // stages * stages
+        self.microbatches = microbatches
         looped = size * self.groups
         self.rest_pattern = tuple(layers[looped:])
         self.group = nnx.List([_stacked(blocks[i:looped:size], release) for i in range(size)])
         self.rest = nnx.List(blocks[looped:])
 
     def __call__(
-        self, x: Float[Array, "*T D"], tables: Mapping[Any, Any], cache: Any, attend: Callable[..., Any]
+        self,
+        x: Float[Array, "*T D"],
+        positions: Int[Array, "*T"],
+        tables: Callable[[Array], Mapping[Any, Any]],
+        cache: Any,
+        attend: Callable[..., Any],
     ) -> tuple[Float[Array, "*T D"], Any]:
-        """`attend(layer, cache, index, q, k, v)` gives the mixed values and the cache of all layers."""
+        """`tables(positions)` has what each layer's rope needs; `attend(layer, cache, index, q, k, v)` gives the mixed
+        values and the cache of all layers."""
         graph, state = nnx.split(self.group)
         flat = nnx.to_flat_state(state)
         # Each weight enters the loop as the matrix that it is multiplied as: XLA fuses the slice of a layer's
         # weights into their product only where nothing, not even a reshape, stands between the two.
         matrices = [_matrix(parameter) for _, parameter in flat]
 
-        def step(carry, xs):
-            number, matrices = xs
-            weights = [(path, p.replace(m.reshape(p.shape[1:]))) for (path, p), m in zip(flat, matrices, strict=True)]
-            blocks = nnx.merge(graph, nnx.from_flat_state(weights))
-            return run(blocks, self.pattern, number * len(self.pattern), *carry), None
+        def loop(weights, x, positions, cache):
+            at = tables(positions)
 
-        def run(blocks, pattern, first, x, cache):
+            def step(carry, xs):
+                number, matrices = xs
+                own = [(path, p.replace(m.reshape(p.shape[1:]))) for (path, p), m in zip(flat, matrices, strict=True)]
+                blocks = nnx.merge(graph, nnx.from_flat_state(own))
+                return run(blocks, self.pattern, number * len(self.pattern), at, *carry), None
+
+            return jax.lax.scan(step, (x, cache), weights)[0]
+
+        def run(blocks, pattern, first, at, x, cache):
             for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True)):
-                x, cache = block(x, tables[layer.rope], functools.partial(attend, layer, cache, first + i))
+                x, cache = block(x, at[layer.rope], functools.partial(attend, layer, cache, first + i))
             return x, cache
 
-        numbers = jnp.arange(self.groups, dtype=jnp.int32)
-        (x, cache), _ = jax.lax.scan(step, (x, cache), (numbers, matrices))
-        return run(self.rest, self.rest_pattern, jnp.int32(self.groups * len(self.pattern)), x, cache)
+        def stage(weights, batch):
+            x, positions = batch
+            return loop(weights, x, positions, None)[0], positions
+
+        weights = (jnp.arange(self.groups, dtype=jnp.int32), matrices)
+        if cache is None and stages() > 1:
+            self._check_stages(stages())
+            x, _ = pipeline(stage, weights, (x, positions), microbatches=self.microbatches)
+        else:
+            x, cache = loop(weights, x, positions, cache)
+        return run(
+            self.rest, self.rest_pattern, jnp.int32(self.groups * len(self.pattern)), tables(positions), x, cache
+        )
+
+    def _check_stages(self, count: int) -> None:
+        if self.groups % count:
+            raise ValueError(
+                f"Every stage has as many groups of layers; {self.groups} groups of {len(self.pattern)} do not divide "
+                f"by stage={count}. model.stacked(stages={count}, microbatches={4 * count}) stacks "
+                f"{self.groups // count * count} and runs the others after them."
+            )
 
 
 def _matrix(parameter: nnx.Param) -> Array:
