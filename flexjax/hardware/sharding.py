@@ -61,7 +61,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     "page": (WHOLE, WHOLE),
     "slots": (WHOLE, WHOLE),
     # Batches.
-    "batch": (WHOLE, _over("data", "fsdp")),
+    "batch": (WHOLE, _over("stage", "data", "fsdp")),  # Outermost stage: microbatches form in place, see pipeline.py.
     "length": (WHOLE, _over("sequence")),
     "rows": (WHOLE, WHOLE),  # Of a ragged step.
 }
