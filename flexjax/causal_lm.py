@@ -123,6 +123,15 @@ class Stackable(Protocol):
         ...
 
 
+@runtime_checkable
+class Recomputing(Protocol):
+    """A `CausalLM` whose layers can be computed again in the backward pass, in place of keeping their activations."""
+
+    def recomputing(self) -> CausalLM:
+        """The same model so, over the same parameters."""
+        ...
+
+
 class Family(Protocol):
     """A module registered under the entry-point group `flexjax.models`, one entry a published
     architecture name (the `architectures` field of config.json).

@@ -1,18 +1,23 @@
 """Trains a small language model on the standard library, and writes it as a Hugging Face directory."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
 
 from flexjax.causal_lm import Family, find_family
+from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.train import corpus
 from flexjax.train.data import DataConfig, PackedBatches, tokenize
-from flexjax.train.loop import LoopConfig, Trainer
+from flexjax.train.loop import Trainer
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.plot import plot_loss
+from flexjax.train.step import LoopConfig, TrainProgram
 from flexjax.train.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 
 
@@ -42,11 +47,13 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # Else over all devices; the default is one.
     seed: int = 0  # Of the first weights.
 
 
 def run(config: Config, workdir: Path) -> int:
     """Trains, or goes on where `workdir` stopped; leaves model/, loss.csv and loss.png in it."""
+    mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()
     tokenizer_home = Path(config.tokenizer or workdir / "model")
@@ -63,8 +70,10 @@ def run(config: Config, workdir: Path) -> int:
     batches = PackedBatches(tokenize(tokenizer, documents), config.data)
     end = tokenizer.token_to_id(END_OF_TEXT)
     published = {**config.model, "vocab_size": config.vocab_size, "bos_token_id": end, "eos_token_id": end}
-    model = family.build(family.config_from_hf(published), dtype=jnp.float32, seed=config.seed)
-    trainer = Trainer(model, batches, config.optimizer, config.loop, workdir)
+    model_config = family.config_from_hf(published)
+    build = functools.partial(family.build, model_config, dtype=jnp.float32, seed=config.seed)
+    program = TrainProgram(nnx.eval_shape(build), config.optimizer, config.loop, mesh)
+    trainer = Trainer(program, lambda: program.fresh(build), batches, workdir)
     size = sum(p.size for p in jax.tree.leaves(trainer.state.params))
     print(
         f"{size:,} parameters; corpus {corpus.fingerprint(documents)}, {len(documents)} documents, {batches.tokens:,} "
@@ -81,6 +90,12 @@ def run(config: Config, workdir: Path) -> int:
     trainer.run(on_checkpoint=export)
     print(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
     return 0
+
+
+def mesh_of(config: MeshConfig) -> Mesh:
+    """The mesh over all devices; of one axis of size 1, over the first."""
+    alone = config == MeshConfig() and jax.process_count() == 1
+    return make_mesh(config, jax.devices()[:1] if alone else None)
 
 
 def _family(config: Config) -> Family:

@@ -1,49 +1,29 @@
-"""The training step, and the loop that runs, records and checkpoints it."""
+"""The loop that runs, records and checkpoints the training step."""
 
 import csv
 import dataclasses
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flexjax.causal_lm import CausalLM
-from flexjax.train.bfloat16_projections import with_bfloat16_projections
 from flexjax.train.checkpoint import Checkpoints
 from flexjax.train.data import PackedBatches
-from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from flexjax.train.step import TrainProgram
 
-Precision = Literal["float32", "bfloat16"]
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "tokens_per_s", "train_s")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    steps: int = 1_000
-    precision: Precision = "bfloat16"  # Of projections' operands; everything else is float32.
-    log_every: int = 10  # Steps averaged in one row of loss.csv.
-    checkpoint_every: int = 100  # Steps; the last step is always kept.
-
-    def __post_init__(self):
-        for name in ("steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-
-
-def cross_entropy(model: CausalLM, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the targets, nats a token, float32."""
-    hidden, _ = model.dense(inputs)
-    return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), targets).mean()
 
 
 @dataclasses.dataclass
@@ -61,30 +41,26 @@ class TrainState:
 class Trainer:
     """Trains one model on one stream of batches.
 
-    `checkpoints` resumes from the latest state when there is one: data, schedule and step are functions of
-    the step number, so a run that was killed and resumed is bit-equal to one that was not.
+    `checkpoints` resumes from the latest state when there is one, made on whatever mesh: data, schedule and step are
+    functions of the step number, so a run that was killed and resumed is bit-equal to one that was not.
+
+    Over several processes (`flexjax.hardware.distributed`) each makes the same calls; process 0 alone writes loss.csv.
     """
 
-    def __init__(
-        self,
-        model: CausalLM,
-        batches: PackedBatches,
-        optimizer: OptimizerConfig,
-        loop: LoopConfig,
-        workdir: Path,
-    ):
-        self.loop, self.batches, self.workdir = loop, batches, workdir
-        self.graph, params = nnx.split(model)
-        self.learning_rate = schedule(optimizer, loop.steps)
-        self.update = make_optimizer(optimizer, loop.steps, params)
-        self.state = TrainState(params, self.update.init(params), 0)
+    def __init__(self, program: TrainProgram, params: Callable[[], Any], batches: PackedBatches, workdir: Path):
+        """`params` gives the first weights (`lambda: program.fresh(build)`), where there is no state to go on from."""
+        self.program, self.batches, self.workdir = program, batches, workdir
+        self.loop = program.loop
+        for step in batches.config.lengthen_at:  # Refused now, not when it comes.
+            program.tokens(*batches.config.shape(step))
+        for finding in program.inspect(*batches.config.shape(0)):
+            logging.warning("Sharding: %s", finding)
         self.checkpoints = Checkpoints(workdir / "checkpoints")
-        self._resume()
-        self._step = jax.jit(self._make_step(), donate_argnums=(0, 1))
+        self.state = self._resumed() or self._first(params())
 
     def model(self, dtype: Any = jnp.float32) -> CausalLM:
         """The model with the present weights, in `dtype`."""
-        return nnx.merge(self.graph, jax.tree.map(lambda p: p.astype(dtype), self.state.params))
+        return nnx.merge(self.program.graph, jax.tree.map(lambda p: p.astype(dtype), self.state.params))
 
     def run(self, on_checkpoint: Callable[["Trainer"], None]) -> None:
         """Trains to `loop.steps`; `on_checkpoint` is called after each state that is kept.
@@ -92,7 +68,7 @@ class Trainer:
         Raises ValueError when the loss is no longer finite; such a state is never kept.
         """
         config, first = self.loop, self.state.step
-        log = LossLog(self.workdir / "loss.csv", first, self.batches.config.tokens_per_step, self.learning_rate)
+        log = LossLog(self.workdir / "loss.csv", first, self.batches.config.tokens_per_step, self.program.learning_rate)
         losses: list[Array] = []
         with _progress() as progress:
             bar = progress.add_task("training", total=config.steps, completed=first, loss="", speed="")
@@ -116,36 +92,27 @@ class Trainer:
 
     def _advance(self, inputs: np.ndarray, targets: np.ndarray) -> Float[Array, ""]:
         state = self.state
-        state.params, state.optimizer, loss = self._step(state.params, state.optimizer, inputs, targets)
+        state.params, state.optimizer, loss = self.program.run(state.params, state.optimizer, inputs, targets)
         state.step += 1
         return loss
 
-    def _make_step(self) -> Callable[..., Any]:
-        transform = with_bfloat16_projections if self.loop.precision == "bfloat16" else lambda f: f
+    def _first(self, params: Any) -> TrainState:
+        return TrainState(params, self.program.fresh_optimizer(params), 0)
 
-        def loss_of(params: Any, inputs: Array, targets: Array) -> Array:
-            return cross_entropy(nnx.merge(self.graph, params), inputs, targets)
-
-        def step(params: Any, optimizer: Any, inputs: Array, targets: Array):
-            loss, grads = jax.value_and_grad(transform(loss_of))(params, inputs, targets)
-            updates, optimizer = self.update.update(grads, optimizer, params)
-            return optax.apply_updates(params, updates), optimizer, loss
-
-        return step
-
-    def _resume(self) -> None:
+    def _resumed(self) -> TrainState | None:
         step = self.checkpoints.latest_step
         if step is None:
-            return
+            return None
         if step > self.loop.steps:
             raise ValueError(
                 f"{self.workdir} has trained {step} steps and loop.steps is {self.loop.steps}: give more steps or "
                 "another workdir."
             )
-        saved = self.checkpoints.restore(self.state.tree())
-        nnx.replace_by_pure_dict(self.state.params, saved["params"])
-        self.state.optimizer = jax.tree.unflatten(jax.tree.structure(self.state.optimizer), saved["optimizer"])
-        self.state.step = step
+        like = TrainState(self.program.params, self.program.optimizer, step)
+        saved = self.checkpoints.restore(like.tree())
+        params = jax.tree.map(lambda x: x, like.params)  # A copy, to be filled.
+        nnx.replace_by_pure_dict(params, saved["params"])
+        return TrainState(params, jax.tree.unflatten(jax.tree.structure(like.optimizer), saved["optimizer"]), step)
 
 
 class LossLog:

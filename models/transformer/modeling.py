@@ -19,7 +19,7 @@ from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zer
 from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
-from flexjax.hardware.sharding import SERVING, constrain, constrain_factor
+from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from flexjax.quantize import Weight, operand
 from models.transformer.config import Layer, TransformerConfig
@@ -98,9 +98,14 @@ def add(x: Float[Array, "*T D"], y: Float[Array, "*T D"]) -> Float[Array, "*T D"
 
 
 def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
-    """A ragged step's rows are whole on every device of a mesh. Left to itself, XLA would split them wherever a
-    weight is split by `embed`, and gather them again in every layer."""
-    return constrain(x, ("rows", "embed"), SERVING) if x.ndim == 2 else x
+    """A row is whole on its device. Left to itself, XLA would split it wherever a weight is split by `embed`, and
+    gather it again in every layer.
+
+    A ragged step's rows are all on every device of a mesh; a rectangular batch, which trains, is split by its
+    sequences and their length."""
+    if x.ndim == 2:
+        return constrain(x, ("rows", "embed"), SERVING)
+    return constrain(x, ("batch", "length", "embed"), TRAINING)
 
 
 def beside(x: Float[Array, "*T D"], weight: Weight, axis: int) -> Float[Array, "*T D"]:
@@ -184,8 +189,13 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(config, make, "embed", config.norm)
         self.mlp = MLP(config, make)
         self.mlp_post_norm = Norm(config, make, "embed", config.norm) if config.post_norms else None
+        self.recomputed = False  # In the backward pass, from x alone.
 
     def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
+        run = functools.partial(self._run, tables=tables, attend=attend)
+        return jax.checkpoint(run)(x) if self.recomputed else run(x)
+
+    def _run(self, x: Array, tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
         y, cache = self.attention(whole(self.attention_norm(x)), tables, attend)
         x = add(x, y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.mlp(whole(self.mlp_norm(x)))
@@ -262,7 +272,8 @@ class Transformer(nnx.Module):
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config
-        x = self.embedding[...][tokens]
+        table = self.embedding[...]
+        x = (table if tokens.ndim == 1 else constrain(table, ("vocab", None), TRAINING))[tokens]
         if config.scaled_embeddings:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:
@@ -306,6 +317,14 @@ class Transformer(nnx.Module):
             return self
         model = nnx.merge(*nnx.split(self))
         model.blocks = Scan(self.config.layers, self.blocks, release, stages, microbatches)
+        return model
+
+    def recomputing(self) -> "Transformer":
+        """The same model, which in training keeps of each layer its input alone."""
+        model = nnx.merge(*nnx.split(self))
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, Block):
+                module.recomputed = True
         return model
 
     @property

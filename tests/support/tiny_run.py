@@ -9,13 +9,17 @@ import signal
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from flexjax.train.data import DataConfig, PackedBatches
-from flexjax.train.loop import LoopConfig, Precision, Trainer
+from flexjax.train.loop import Trainer
 from flexjax.train.optimizer import OptimizerConfig
-from models.transformer import Layer, Rope, TransformerConfig, build
+from flexjax.train.step import LoopConfig, Precision, TrainProgram
+from models import transformer
+from models.transformer import Layer, Rope, Transformer, TransformerConfig
 
 MODEL = TransformerConfig(
     architecture="LlamaForCausalLM",
@@ -45,14 +49,20 @@ class Batches(PackedBatches):
         return super().__getitem__(step)
 
 
-def trainer(workdir: Path, steps: int, die_at: int | None = None, precision: Precision = "bfloat16") -> Trainer:
-    return Trainer(
-        build(MODEL, dtype=jnp.float32),
-        Batches(die_at),
-        OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
-        LoopConfig(steps=steps, log_every=1, checkpoint_every=3, precision=precision),
-        workdir,
-    )
+def build() -> Transformer:
+    return transformer.build(MODEL, dtype=jnp.float32)
+
+
+def trainer(
+    workdir: Path,
+    steps: int,
+    die_at: int | None = None,
+    precision: Precision = "bfloat16",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Trainer:
+    loop = LoopConfig(steps=steps, log_every=1, checkpoint_every=3, precision=precision)
+    program = TrainProgram(nnx.eval_shape(build), OptimizerConfig(learning_rate=1e-2, warmup_steps=2), loop, mesh)
+    return Trainer(program, lambda: program.fresh(build), Batches(die_at), workdir)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 import tiny_run
 from flax import nnx
 
-from flexjax.train.loop import LoopConfig, read_log
+from flexjax.train.loop import read_log
+from flexjax.train.step import LoopConfig
 
 
 def losses(workdir: Path) -> dict[int, float]:
