@@ -1,0 +1,10 @@
+"""What this machine reaches: matrix products, memory, collectives, dispatch."""
+
+from flexjax.micro.collectives import collectives as collectives
+from flexjax.micro.dispatch import dispatch as dispatch
+from flexjax.micro.matmul import matmuls as matmuls
+from flexjax.micro.memory import memory as memory
+from flexjax.micro.timing import Loop as Loop
+from flexjax.micro.timing import Probe as Probe
+from flexjax.micro.timing import Reading as Reading
+from flexjax.micro.timing import measure as measure
