@@ -7,10 +7,14 @@ choice is made while JAX traces, so one compiled function keeps the bodies it wa
 import contextlib
 import contextvars
 import dataclasses
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
+
+import jax
 
 ENVIRONMENT = "FLEXJAX_KERNEL_BODIES"  # For example "ragged_paged_attention=xla".
 
@@ -53,6 +57,25 @@ def asked_for(op: str) -> str | None:
         return _asked.get()[op]
     pairs = [entry.partition("=") for entry in os.environ.get(ENVIRONMENT, "").split(",") if entry]
     return {name.strip(): body.strip() for name, _, body in pairs}.get(op)
+
+
+def platform() -> str:
+    """Where a program that is being traced will run, "cpu", "tpu" or "gpu": the platform of the abstract mesh in use
+    (a compile for a described chip), else that of this process."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.platform if described is not None else jax.default_backend()
+
+
+def on_demand(module: str, function: str, package: str, extra: str) -> Callable[..., Any]:
+    """The body `function` of `module`, which is imported when it is first called: it needs `package`, and refuses where
+    that is not installed."""
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        if importlib.util.find_spec(package) is None:
+            raise NotImplementedError(f"{package} is not installed (pip install 'flexjax[{extra}]')")
+        return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+    return body
 
 
 def serve(

@@ -1,5 +1,6 @@
 """The choice of a body, and the record of it."""
 
+import jax
 import pytest
 
 from flexjax.kernels import registry
@@ -56,3 +57,23 @@ def test_asked_body_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch):
 def test_unknown_body_names_the_known():
     with pytest.raises(ValueError, match="picky, plain, other; 'fast'"):
         serve(3, body="fast")
+
+
+def test_a_body_is_imported_when_it_is_called():
+    body = registry.on_demand("math", "isqrt", package="math", extra="cuda")
+    assert body(9) == 3
+
+
+def test_a_body_without_its_package_refuses_and_names_the_extra():
+    body = registry.on_demand("no.such.module", "isqrt", package="no_such_package", extra="cuda")
+    with pytest.raises(
+        NotImplementedError, match=r"no_such_package is not installed \(pip install 'flexjax\[cuda\]'\)"
+    ):
+        body(9)
+
+
+def test_the_platform_is_that_of_the_mesh_in_use():
+    assert registry.platform() == "cpu"
+    device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)):
+        assert registry.platform() == "tpu"
