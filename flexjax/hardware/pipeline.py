@@ -1,15 +1,15 @@
 """Layers in stages: microbatches flow through groups of devices, each of which holds its own layers alone.
 
-GPipe over the mesh axis `stage`, as one differentiable program: `pipeline` is the schedule and `stages` how many
-there are. The schedule's own axis is the only one handled by hand; `data`, `fsdp`, `tensor` and `sequence` split the
-arrays of a stage as they do without it.
+GPipe over the mesh axis `stage`, as one differentiable program. `pipeline` is the schedule, `stages` how many there
+are; the other axes of the mesh split the arrays inside a stage as they do without one.
 
-With S stages and M microbatches a pass takes M + S - 1 ticks, so that a device idles for (S - 1) / (M + S - 1) of it,
+With S stages and M microbatches a pass takes M + S - 1 ticks, so a device idles for (S - 1) / (M + S - 1) of it,
 forwards and backwards alike. Kept for the backward pass are the M + S - 1 microbatches that entered a device's stage;
-what happens inside a stage is computed again, a microbatch at a time.
+what happens inside it is computed again, a microbatch at a time. docs/decisions/0009-pipeline-stages.md has figures.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from flexjax.hardware.sharding import TRAINING
+
 AXIS = "stage"
+COPIES = "data"  # The axis over which every weight is whole.
 
 
 def stages() -> int:
@@ -26,38 +29,41 @@ def stages() -> int:
 
 
 def pipeline[Batch](stage: Callable[[Any, Batch], Batch], weights: Any, batch: Batch, *, microbatches: int) -> Batch:
-    """`stage(weights, batch)` with all the weights, computed by the stages of the mesh in use (`jax.set_mesh`).
+    """`stage(weights, batch)`, computed by the S stages of the mesh in use (`jax.set_mesh`), each with its own layers.
 
-    Equivalent to S calls one after another, each with its part of the weights:
+    Equivalent to this, where `part` runs over S equal parts of the weights:
 
-        for part in jax.tree.map(lambda w: jnp.split(w, S), weights): batch = stage(part, batch)
+        for part in parts: batch = stage(part, batch)
 
-    `weights` is a pytree whose arrays have a leading axis of layers, split over the stages and never moved. `batch` is
-    a pytree whose arrays have a leading axis of examples; `stage` gives it back in the same shapes and dtypes, and
-    treats every example by itself. All that a stage needs of an example travels with it (its positions, say).
+    `weights` is a pytree whose arrays have a leading axis of layers; it is split over the stages and never moves.
+    `batch` is a pytree whose arrays have a leading axis of examples. `stage` gives it back in the same shapes and
+    dtypes, and treats every example by itself; what it needs of an example (say, positions) travels with it.
 
-    The examples come and go split over the stages (`examples` is the first axis of a
-    `PartitionSpec(("stage", "data", "fsdp"))`), so that what stands before and after the pipeline is shared out
-    too. On the way they move a microbatch a tick: one to the next stage, one towards the first or back from the last.
+    The examples come and go split over `stage` too, outermost, as the rule of "batch" says: so what stands before
+    and after the pipeline is shared out among the stages, and every stage begins with M / S whole microbatches. A
+    tick moves one to the next stage, and one towards the first stage or back from the last.
 
-    ValueError unless S divides `microbatches` and each axis of layers, and `microbatches` the number of examples.
+    ValueError unless S divides M and each axis of layers, and M × data × fsdp the number of examples.
     """
-    count = stages()
-    _check(weights, batch, count, microbatches)
-    # Example e = (s, b, j) is the b-th of microbatch (s, j): so a split over (stage, data, fsdp) gives every stage
-    # M / S whole microbatches, and no example moves as they are formed.
+    mesh, count = jax.sharding.get_abstract_mesh(), stages()
+    _check(weights, batch, microbatches)
+    # Example e = (s, b, j) is the b-th of microbatch (s, j).
     streamed = lambda x: x.reshape(count, -1, microbatches // count, *x.shape[1:]).swapaxes(1, 2)
     merged = lambda x: x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
+    copies = tuple(axis for axis in mesh.axis_names if axis == COPIES)
+    examples = PartitionSpec(AXIS, None, copies)
     run = jax.shard_map(
-        functools.partial(_schedule, stage, count),
-        in_specs=(PartitionSpec(AXIS), PartitionSpec(AXIS)),
-        out_specs=PartitionSpec(AXIS),
-        axis_names={AXIS},
+        functools.partial(_schedule, stage, count, copies),
+        in_specs=(PartitionSpec(AXIS), examples),
+        out_specs=examples,
+        axis_names={AXIS, *copies},
     )
     return jax.tree.map(merged, run(weights, jax.tree.map(streamed, batch)))
 
 
-def _schedule[Batch](stage: Callable[[Any, Batch], Batch], count: int, weights: Any, stream: Batch) -> Batch:
+def _schedule[Batch](
+    stage: Callable[[Any, Batch], Batch], count: int, copies: tuple[str, ...], weights: Any, stream: Batch
+) -> Batch:
     """One stage's part. `stream` is [1, M / S, …], a window of M / S slots on the row of all microbatches.
 
     The row moves towards the first stage, a slot a tick, round by round, so that microbatch t stands at the first
@@ -65,6 +71,9 @@ def _schedule[Batch](stage: Callable[[Any, Batch], Batch], count: int, weights: 
     """
     stream = jax.tree.map(lambda x: x[0], stream)
     slots = jax.tree.leaves(stream)[0].shape[0]
+    # Every copy of the weights has a gradient of its own through all ticks, and they are summed once, at the end. Left
+    # to itself XLA would sum them in each tick.
+    weights = jax.tree.map(lambda w: jax.lax.pcast(w, copies, to="varying"), weights)
     here = jax.lax.axis_index(AXIS)
     inside = jax.checkpoint(stage, prevent_cse=False)
 
@@ -77,10 +86,11 @@ def _schedule[Batch](stage: Callable[[Any, Batch], Batch], count: int, weights: 
         stream = jax.tree.map(lambda x, y: x.at[slot].set(y), stream, filled)
         return (_shift(done, 1, count), stream), None
 
-    # Before its first microbatch a stage works on zeros, whose results nobody reads.
-    nothing = jax.tree.map(lambda x: jnp.zeros_like(x[0]), stream)
+    # Until its first microbatch arrives a stage works on one that waits, for nobody: not on zeros, where a stage may
+    # have no derivative, and zero times infinity would spoil the gradients of its weights.
+    idle = jax.tree.map(lambda x: x[0], stream)
     ticks = jnp.arange(slots * count + count - 1, dtype=jnp.int32)
-    (_, stream), _ = jax.lax.scan(tick, (nothing, stream), ticks)
+    (_, stream), _ = jax.lax.scan(tick, (idle, stream), ticks)
     # Microbatch m came out in tick m + S - 1, and stands at its own stage again, in the slot of that tick.
     return jax.tree.map(lambda x: jnp.roll(x, -((count - 1) % slots), axis=0)[None], stream)
 
@@ -95,28 +105,27 @@ def _where[Batch](condition: jax.Array, one: Batch, other: Batch) -> Batch:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), one, other)
 
 
-def _check(weights: Any, batch: Any, count: int, microbatches: int) -> None:
+def _check(weights: Any, batch: Any, microbatches: int) -> None:
+    mesh, count = jax.sharding.get_abstract_mesh(), stages()
     if microbatches < 1 or microbatches % count:
+        idle = lambda per_stage: f"{per_stage * count} idles for {(count - 1) / ((per_stage + 1) * count - 1):.0%}"
         raise ValueError(
-            f"Each stage takes and gives as many microbatches: their number must be a multiple of stage={count}; got "
-            f"{microbatches}. {4 * count} would idle for {(count - 1) / (5 * count - 1):.0%} of the time, "
-            f"{8 * count} for {(count - 1) / (9 * count - 1):.0%}."
+            f"Every stage begins with as many microbatches: their number must be a multiple of stage={count}; got "
+            f"{microbatches}. A pipeline of {idle(1)} of its time, of {idle(4)}, of {idle(8)}."
         )
     for layers in sorted({w.shape[0] for w in jax.tree.leaves(weights)}):
         if layers % count:
             raise ValueError(
-                f"Every stage has as many layers: the leading axis of the weights must divide by stage={count}; it is "
-                f"{layers}. Run the {layers % count} left over outside the pipeline, or choose stage among "
-                f"{_divisors(layers)}."
+                f"Every stage has as many layers: the leading axis of weights must divide by stage={count}; it is "
+                f"{layers}. Run {layers % count} of them outside the pipeline."
             )
-    for examples in sorted({x.shape[0] for x in jax.tree.leaves(batch)}):
-        if examples % microbatches:
+    within = [axis for axis in TRAINING["batch"].mesh_axes if axis != AXIS and mesh.shape.get(axis, 1) > 1]
+    least = microbatches * math.prod(mesh.shape[axis] for axis in within)
+    for size in sorted({x.shape[0] for x in jax.tree.leaves(batch)}):
+        if size % least:
+            factors = " × ".join([f"{microbatches} microbatches", *(f"{axis}={mesh.shape[axis]}" for axis in within)])
             raise ValueError(
-                f"Microbatches are alike: their number must divide the examples of a batch; got {microbatches} of "
-                f"{examples} examples. Choose it among the multiples of stage={count} that divide the batch, or a "
-                f"batch of {-(-examples // microbatches) * microbatches}."
+                f"Every microbatch has as many examples on every device: a batch must divide by {factors}; it has "
+                f"{size} examples. Take {-(-size // least) * least} of them, or other microbatches, a multiple of "
+                f"stage={count}."
             )
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
