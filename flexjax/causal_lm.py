@@ -117,9 +117,13 @@ class CausalLM(Protocol):
 class Stackable(Protocol):
     """A `CausalLM` that has a second form, with repeating layers stacked and run in a loop."""
 
-    def stacked(self, *, release: bool = False) -> CausalLM:
+    def stacked(self, *, release: bool = False, stages: int = 1, microbatches: int = 1) -> CausalLM:
         """The same model so; its cache may then be one leaf with a leading "layers" axis. `release` frees the arrays
-        of the first form as they are stacked: never more than one stack is held twice."""
+        of the first form as they are stacked: never more than one stack is held twice.
+
+        To train on a mesh with an axis `stage`, give its size, and into how many microbatches a batch is cut: a
+        multiple of `stages`, of which every part must divide by data × fsdp (flexjax.hardware.pipeline).
+        """
         ...
 
 

@@ -312,11 +312,21 @@ class Transformer(nnx.Module):
 
         `stages` is how many parts the stack must divide into, a mesh's axis `stage`: `dense` without a cache then
         sends `microbatches` of its examples through those, and through the layers left over all at once.
+        ValueError for more stages than repetitions, or other stages than those of a model that is stacked already.
         """
         if isinstance(self.blocks, Scan):
+            self.blocks.check(stages, microbatches)
             return self
         model = nnx.merge(*nnx.split(self))
         model.blocks = Scan(self.config.layers, self.blocks, release, stages, microbatches)
+        return model
+
+    def unstacked(self) -> "Transformer":
+        """The same model with one array a layer."""
+        if not isinstance(self.blocks, Scan):
+            return self
+        model = nnx.merge(*nnx.split(self))
+        model.blocks = nnx.List(self.blocks.layers())
         return model
 
     def recomputing(self) -> "Transformer":

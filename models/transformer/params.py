@@ -65,7 +65,7 @@ def load(directory: str | Path, *, dtype: Any, place: Place = place_on_default_d
 def save(model: Transformer, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes config.json and model.safetensors, or shards and an index past `max_shard_bytes`."""
     config = model.config
-    flat = dict(nnx.to_flat_state(nnx.state(model)))
+    flat = dict(nnx.to_flat_state(nnx.state(model.unstacked())))
     pieces: dict[str, list[Source]] = defaultdict(list)
     for source in _sources(flat, NAMING[config.architecture]):
         pieces[source.name].append(source)

@@ -93,7 +93,7 @@ class Scan(nnx.Module):
 
         weights = (jnp.arange(self.groups, dtype=jnp.int32), matrices)
         if cache is None and stages() > 1:
-            self._check_stages(stages())
+            self.check(stages(), self.microbatches)
             x, _ = pipeline(stage, weights, (x, positions), microbatches=self.microbatches)
         else:
             x, cache = loop(weights, x, positions, cache)
@@ -101,13 +101,18 @@ class Scan(nnx.Module):
             self.rest, self.rest_pattern, jnp.int32(self.groups * len(self.pattern)), tables(positions), x, cache
         )
 
-    def _check_stages(self, count: int) -> None:
-        if self.groups % count:
+    def check(self, stages: int, microbatches: int) -> None:
+        """ValueError unless the groups can run in so many stages, and `microbatches` is what passes through them."""
+        if stages > 1 and (self.groups % stages or self.microbatches != microbatches):
             raise ValueError(
-                f"Every stage has as many groups of layers; {self.groups} groups of {len(self.pattern)} do not divide "
-                f"by stage={count}. model.stacked(stages={count}, microbatches={4 * count}) stacks "
-                f"{self.groups // count * count} and runs the others after them."
+                f"Every stage has as many groups of layers; this model is stacked in {self.groups} of "
+                f"{len(self.pattern)} for microbatches={self.microbatches}, and asked to run over stage={stages} with "
+                f"microbatches={microbatches}. Stack it so: model.unstacked().stacked(stages={stages}, microbatches=…)."
             )
+
+    def layers(self) -> list[nnx.Module]:
+        """The blocks one by one, in their order."""
+        return [_sliced(block, i) for i in range(self.groups) for block in self.group] + list(self.rest)
 
 
 def _matrix(parameter: nnx.Param) -> Array:
@@ -118,6 +123,13 @@ def _matrix(parameter: nnx.Param) -> Array:
     return parameter[...].reshape(shape)
 
 
+def _sliced(block: nnx.Module, index: int) -> nnx.Module:
+    """One of the blocks that `_stacked` put together."""
+    graph, state = nnx.split(block)
+    own = [(path, nnx.Param(p[index], **dict(p.get_metadata("layer")))) for path, p in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(own))
+
+
 def _stacked(blocks: Sequence[nnx.Module], release: bool) -> nnx.Module:
     """One block whose parameters are those of `blocks`, stacked."""
     graph, _ = nnx.split(blocks[0])
@@ -126,7 +138,8 @@ def _stacked(blocks: Sequence[nnx.Module], release: bool) -> nnx.Module:
     for path, parameter in states[0].items():
         layers = [state[path].get_value() for state in states]
         together = jnp.stack(layers)
-        stacked[path] = nnx.Param(together, axes=("layers", *parameter.get_metadata("axes")))
+        axes, layer = ("layers", *parameter.get_metadata("axes")), tuple(parameter.get_metadata().items())
+        stacked[path] = nnx.Param(together, axes=axes, layer=layer)  # `layer` is for `_sliced`.
         if release:
             together.block_until_ready()
             for layer in layers:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from flexjax.causal_lm import RaggedBatch, Stackable, parameters, zeros
-from models.transformer import Layer, Rope, TransformerConfig, build
+from models.transformer import Layer, Rope, TransformerConfig, build, save
 from models.transformer.scan import Scan, period
 
 ROPE, LOCAL = Rope(1e6), Rope(1e4)
@@ -100,6 +100,37 @@ def test_weights_and_cache_carry_their_axes(models):
     assert leaf.shape == (1 + len(rest), pages, size, 2 * heads, head_dim)
     assert (leaf.axes, leaf.copies) == (("layers", "pages", "page", "kv_heads", "head_dim"), one.copies)
     assert leaf.paired and leaf.nbytes == len(plain.config.layers) * one.nbytes
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_unstacked_is_the_model_that_was_stacked(models, stages):
+    plain, _ = models
+    again = plain.stacked(stages=stages).unstacked()
+    (graph, state), (graph_before, before) = nnx.split(again), nnx.split(plain)
+    assert graph == graph_before and plain.unstacked() is plain
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+
+
+def test_a_stacked_model_is_saved_like_the_one_in_rows(tmp_path):
+    plain = build(VARIANTS["all alike"], dtype=jnp.float32)
+    for name, model in (("plain", plain), ("stacked", plain.stacked())):
+        save(model, tmp_path / name)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "stacked"))
+    assert one == other
+
+
+def test_the_stack_divides_by_the_stages_and_the_rest_runs_after_it(models):
+    plain, stacked = models
+    groups, size = stacked.blocks.groups, len(stacked.blocks.pattern)
+    over_two = plain.stacked(stages=2, microbatches=4)
+    assert over_two.blocks.groups == 2
+    assert len(over_two.blocks.rest) == len(plain.config.layers) - 2 * size
+    assert over_two.stacked(stages=2, microbatches=4) is over_two
+    message = f"stacked in {groups} of {size} for microbatches=1, and asked to run over stage=4 with microbatches=8"
+    with pytest.raises(ValueError, match=message):
+        stacked.stacked(stages=4, microbatches=8)
+    with pytest.raises(ValueError, match=f"are {groups} groups of {size}, for stages=4. Give those devices to fsdp"):
+        plain.stacked(stages=4)
 
 
 def test_the_program_does_not_grow_with_the_depth():
