@@ -2,6 +2,8 @@
 
 from flexjax.micro.collectives import collectives as collectives
 from flexjax.micro.dispatch import dispatch as dispatch
+from flexjax.micro.limits import Limits as Limits
+from flexjax.micro.limits import limits as limits
 from flexjax.micro.matmul import matmuls as matmuls
 from flexjax.micro.memory import memory as memory
 from flexjax.micro.timing import Loop as Loop

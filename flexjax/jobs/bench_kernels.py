@@ -1,0 +1,158 @@
+"""Times every body of every op against the op's own limit: its bytes or its operations, as this machine does them."""
+
+import csv
+import dataclasses
+import datetime
+import importlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flexjax import kernels
+from flexjax.config import to_config_dict
+from flexjax.hardware import chips
+from flexjax.kernels.case import Case, can_serve
+from flexjax.micro import Limits, Loop, Probe, Reading, limits, measure
+from flexjax.records import Record, environment, store, to_json
+
+VERSION = "1"  # Of what the columns mean.
+HOME = Path(kernels.__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    ops: tuple[str, ...] = ()  # Folders of flexjax/kernels; empty takes all that have something to time.
+    shapes: str = ""  # A part of the names of the shapes to time.
+    rounds: int = 7  # The bodies of a shape in turn, this often; the median counts.
+    round_s: float = 0.03  # Seconds of a round that one body fills.
+
+    def __post_init__(self):
+        unknown = [op for op in self.ops if op not in timed_ops()]
+        if unknown:
+            raise ValueError(f"ops can be {', '.join(timed_ops())}; got {', '.join(unknown)}.")
+        if self.rounds < 1 or self.round_s <= 0:
+            raise ValueError(f"rounds and round_s must be positive; got {self.rounds} and {self.round_s}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    case: Case
+    reading: Reading  # Of a call.
+    limit_s: float
+    bound: str  # "bytes" or "products".
+
+    @classmethod
+    def of(cls, case: Case, reading: Reading, machine: Limits) -> "Result":
+        seconds, bound = machine.seconds(case.calls * case.moved_bytes, case.calls * case.operations, case.dtype)
+        return cls(case, reading, seconds / case.calls, bound)
+
+    @property
+    def of_limit(self) -> float:
+        return self.limit_s / self.reading.median
+
+
+def timed_ops() -> list[str]:
+    return sorted(path.parent.name for path in HOME.glob("*/bench.py"))
+
+
+def run(config: Config, workdir: Path) -> int:
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    console = Console()
+    cases = [case for op in config.ops or timed_ops() for case in _cases(op) if config.shapes in case.shape]
+    if not cases:
+        raise ValueError(f"No shape of {', '.join(config.ops or timed_ops())} has {config.shapes!r} in its name.")
+    dtypes = sorted({case.dtype for case in cases})
+    before = limits(dtypes, config.rounds, config.round_s)
+    groups = [list(group) for _, group in itertools.groupby(cases, key=lambda case: (case.op, case.shape))]
+    readings: list[tuple[Case, Reading]] = []
+    refused: dict[tuple[str, str, str], int] = {}
+    for group in track(groups, "Timing"):
+        served = []
+        for case in group:
+            reason = can_serve(case.step, case.make())
+            if reason is None:
+                served.append(case)
+            else:
+                refused[case.op, case.body, reason] = refused.get((case.op, case.body, reason), 0) + 1
+        readings += zip(served, _time(served, config), strict=True)
+    machine = before | limits(dtypes, config.rounds, config.round_s)
+    results = [Result.of(case, reading, machine) for case, reading in readings]
+    _print(console, results, machine)
+    for (op, body, reason), count in refused.items():
+        console.print(f"• {op}: {body} does not serve {count} of the shapes: {reason}.", markup=False)
+    _write(workdir / "kernels.csv", results)
+    record = _record(config, results, machine, began)
+    store.append(workdir / "results.parquet", [record])
+    store.write_json(workdir / "record.json", [record])
+    return 0
+
+
+def _cases(op: str) -> Iterator[Case]:
+    return importlib.import_module(f"flexjax.kernels.{op}.bench").cases()
+
+
+def _time(group: Sequence[Case], config: Config) -> Iterator[Reading]:
+    probes = [Probe(case.body, case.op, 0, Loop(case.step, *case.make())) for case in group]
+    for case, r in zip(group, measure(probes, config.rounds, config.round_s), strict=True):
+        yield Reading(r.probe, r.median / case.calls, r.low / case.calls, r.high / case.calls)
+
+
+def _print(console: Console, results: Sequence[Result], machine: Limits) -> None:
+    running = chips.detect()
+    kind = environment.cpu()["system.cpu.model"] if running.device_kind == "cpu" else running.device_kind
+    console.print(f"{running.units} × {kind} (measured)", markup=False)
+    reads = ", ".join(f"{rate / 1e9:.1f} of {size} MiB" for size, rate in machine.read.items())
+    console.print(f"Reads GB/s: {reads}", markup=False)
+    console.print("Gop/s: " + ", ".join(f"{rate / 1e9:,.0f} {dtype}" for dtype, rate in machine.products.items()))
+    for op, group in itertools.groupby(results, key=lambda result: result.case.op):
+        table = Table(title=op, title_justify="left", box=None)
+        for head in ("shape", "body"):
+            table.add_column(head, no_wrap=True)
+        for head in ("µs", "±", "limit", "of it"):
+            table.add_column(head, justify="right")
+        table.add_column("by")
+        for r in group:
+            half = (r.reading.high - r.reading.low) / 2 / r.reading.median
+            cells = (f"{1e6 * r.reading.median:,.1f}", f"{100 * half:.0f} %", f"{1e6 * r.limit_s:,.1f}")
+            table.add_row(r.case.shape, r.case.body, *cells, f"{100 * r.of_limit:.0f} %", r.bound)
+        console.print(table)
+
+
+def _write(path: Path, results: Sequence[Result]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = ("op", "shape", "body", "median_s", "low_s", "high_s", "moved_bytes", "operations", "limit_s", "bound")
+        writer.writerow(names)
+        for r in results:
+            case, t = r.case, r.reading
+            row = (case.op, case.shape, case.body, t.median, t.low, t.high, case.moved_bytes, case.operations)
+            writer.writerow([*row, r.limit_s, r.bound])
+
+
+def _record(config: Config, results: Sequence[Result], machine: Limits, began: str) -> Record:
+    columns: dict[str, float] = {f"metrics.read_{mib}_mib_gb_per_s": rate / 1e9 for mib, rate in machine.read.items()}
+    columns |= {f"metrics.matmul_{dtype}_gop_per_s": rate / 1e9 for dtype, rate in machine.products.items()}
+    for r in results:
+        name = re.sub("[^a-z0-9]+", "_", f"{r.case.op}_{r.case.shape}_{r.case.body}".lower())
+        columns[f"metrics.{name}_us"] = 1e6 * r.reading.median
+        columns[f"metrics.{name}_of_limit"] = r.of_limit
+    return Record.of(
+        {
+            **environment.collect(),
+            **columns,
+            "datetime": began,
+            "metrics.kind": "measured",
+            "benchmark.name": "flexjax-kernels",
+            "benchmark.version": VERSION,
+            "benchmark.valid": True,
+            "benchmark.invalid_reasons": "",
+            "benchmark.loadgen_verdict": "not driven by LoadGen",
+            "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
+            "submission.scenario": "kernels",
+        }
+    )

@@ -1,0 +1,44 @@
+import csv
+
+import jax.numpy as jnp
+import pytest
+
+from flexjax.jobs import bench_kernels
+from flexjax.jobs.bench_kernels import Config
+from flexjax.kernels.case import Case
+from flexjax.records import store
+
+
+def case(body: str, step) -> Case:
+    make = lambda: (jnp.zeros((64, 64)), jnp.ones((64, 64)))
+    return Case("an_op", "small", body, make, step, moved_bytes=16_384.0, operations=4096.0, dtype="float32", calls=2)
+
+
+def refuse(x, y):
+    raise NotImplementedError("too small")
+
+
+def test_bodies_are_timed_against_the_limit_and_refusals_told(tmp_path, capsys, monkeypatch):
+    cases = [case("fast", lambda x, y: x + y), case("other", lambda x, y: x - y), case("none", refuse)]
+    monkeypatch.setattr(bench_kernels, "_cases", lambda op: iter(cases))
+    assert bench_kernels.run(Config(rounds=2, round_s=0.001), tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "none does not serve" in printed and "too small" in printed
+    with (tmp_path / "kernels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["body"] for row in rows] == ["fast", "other"]
+    (record,) = store.read(tmp_path / "results.parquet")
+    for row in rows:
+        share = float(row["limit_s"]) / float(row["median_s"])
+        assert record.columns[f"metrics.an_op_small_{row['body']}_of_limit"] == pytest.approx(share)
+        assert record.columns[f"metrics.an_op_small_{row['body']}_us"] == pytest.approx(1e6 * float(row["median_s"]))
+
+
+def test_an_op_that_is_not_there_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="ops can be .*ragged_paged_attention.*; got attention"):
+        Config(ops=("attention",))
+
+
+def test_a_shape_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No shape of ragged_paged_attention has 'nothing' in its name"):
+        bench_kernels.run(Config(ops=("ragged_paged_attention",), shapes="nothing"), tmp_path)
