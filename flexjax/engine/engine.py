@@ -5,12 +5,15 @@ flight, so that it schedules the next step and hands over the last one's tokens 
 """
 
 import collections
+import dataclasses
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +29,24 @@ from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
+from flexjax.engine.score import Scorer
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.stats import EngineStats, StepSample
-from flexjax.engine.step import suited
+from flexjax.engine.step import packed, suited
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
 from flexjax.quantize import cache_scale, quantize_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """A text to score between two steps; `result` is where its logits are awaited."""
+
+    tokens: tuple[int, ...]
+    rows_per_step: int
+    result: Future[np.ndarray] | None
 
 
 class Engine:
@@ -54,7 +67,7 @@ class Engine:
         if config.weight_dtype is not None:
             model = quantize_weights(model, config.weight_dtype)
         kv_scale = cache_scale(model) if config.cache_dtype == "int8" else None
-        model = suited(model, jax.default_backend(), release=True)
+        model = packed(suited(model, jax.default_backend(), release=True), config, self.placement.mesh)
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary
@@ -81,7 +94,12 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._wake = threading.Condition()
-        self._inbox: list[Sequence | tuple[Sequence, ...]] = []  # New ones, and those to cancel, in order.
+        # New ones, those to cancel, and texts to score, in order.
+        self._inbox: list[Sequence | tuple[Sequence, ...] | Scoring] = []
+        # Where other processes take the same turns (`flexjax.engine.lockstep`): told at each what is taken in,
+        self.followers: Callable[[list[Any]], None] | None = None
+        self.group: tuple[Engine, ...] = (self,)  # and the engines whose turns one thread takes, in this order.
+        self._scorers: dict[int, Scorer] = {}
         self._starting = threading.Lock()  # Held by start and stop: one thread at a time.
         self._closed = False  # Between the end of the thread and the next start.
         self._thread: threading.Thread | None = None
@@ -105,19 +123,25 @@ class Engine:
 
     def start(self) -> None:
         """Starts the thread that runs the steps; does nothing when it runs already."""
-        if self.placement.spans_processes:
+        if self.placement.spans_processes and self.followers is None:
             raise NotImplementedError(
-                "An engine over several processes makes the same steps in each, which threads would not: use "
-                "LLM.generate with the same prompts in every process, or one engine a process on its own devices."
+                "An engine over several processes takes the same turns in each, which its thread alone would not: load "
+                "it with LLM.load or flexjax.engine.load_engine, in every process."
             )
+        if self is not self.group[0]:
+            return self.group[0].start()
         with self._starting:
             if self._thread is None:
-                self._stopping = self._closed = False
+                self._stopping = False
+                for engine in self.group:
+                    engine._closed = False
                 self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread; requests still open get "done" with reason "cancelled"."""
+        if self is not self.group[0]:
+            return self.group[0].stop()
         with self._starting:
             if self._thread is not None:
                 with self._wake:
@@ -205,6 +229,42 @@ class Engine:
             self._inbox.append(tuple(self._live.get(request_id, ())))
             self._wake.notify()
 
+    def score(self, tokens: Iterable[int], rows_per_step: int) -> np.ndarray:
+        """Float32 logits [T, V] of a text; over several processes between two steps, by the engine's thread."""
+        if self.followers is None:
+            return self._scorer(rows_per_step)(tuple(tokens))
+        self.start()
+        result: Future[np.ndarray] = Future()
+        self.enqueue(Scoring(tuple(tokens), rows_per_step, result))
+        return result.result()
+
+    def enqueue(self, scoring: Scoring) -> None:
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("The engine was stopped.") from self._failure
+            self._inbox.append(scoring)
+            self._wake.notify()
+
+    def _scorer(self, rows_per_step: int) -> Scorer:
+        """With a small cache of its own; compiled at its first text."""
+        if rows_per_step not in self._scorers:
+            self._scorers[rows_per_step] = Scorer(
+                self.runner.model(),
+                max_model_len=self.max_model_len,
+                page_size=self.config.page_size,
+                cache_dtype=self.runner.cache_dtype,
+                rows_per_step=rows_per_step,
+                placement=self.placement,
+                kv_scale=self.runner.program.kv_scale,
+            )
+        return self._scorers[rows_per_step]
+
+    def turn_with(self, others: Iterable["Engine"]) -> None:
+        """From now on one thread takes the turns of all; before `start`."""
+        self.group = (self, *others)
+        for engine in self.group:
+            engine.group, engine._wake = self.group, self._wake
+
     @property
     def runners(self) -> tuple[StepRunner, ...]:
         """One: this engine's."""
@@ -234,30 +294,43 @@ class Engine:
         if self._in_flight and (plan is None or len(self._in_flight) >= self.config.pipeline_depth):
             self._receive(*self._in_flight.popleft())
         self.stats.host_seconds += time.perf_counter() - began - (self.stats.wait_seconds - waited)
-        return plan is not None or bool(self._in_flight)
+        return plan is not None or bool(self._in_flight) or bool(self._inbox)
 
     def _loop(self) -> None:
         try:
             while not self._stopping:
-                if not self.step():
+                busy = [engine.step() for engine in self.group]
+                if not any(busy):
                     with self._wake:
-                        self._wake.wait_for(lambda: self._inbox or self._stopping)
-            self._end_all("cancelled", "The engine was stopped.")
+                        self._wake.wait_for(lambda: self._stopping or any(engine._inbox for engine in self.group))
+            for engine in self.group:
+                engine._end_all("cancelled", "The engine was stopped.")
         except Exception as error:  # The device's: told to every open request and to whoever submits the next.
             logging.exception("The engine failed.")
-            self._end_all("error", f"The engine failed: {error}", failure=error)
+            for engine in self.group:
+                engine._end_all("error", f"The engine failed: {error}", failure=error)
 
     def _take_inbox(self) -> None:
-        if not self._inbox:
-            return
         with self._wake:
             inbox, self._inbox = self._inbox, []
+        if self.followers is not None:
+            self.followers(inbox)
         for item in inbox:
             if isinstance(item, Sequence):
                 self.scheduler.add(item)
+            elif isinstance(item, Scoring):
+                self._answer(item)
             else:
                 for sequence in item:
                     self._finish(sequence, "cancelled")
+
+    def _answer(self, scoring: Scoring) -> None:
+        result = scoring.result or Future()
+        try:
+            result.set_result(self._scorer(scoring.rows_per_step)(scoring.tokens))
+        except Exception as error:
+            result.set_exception(error)
+            raise
 
     def _dispatch(self, plan: Plan) -> None:
         sampled = self.runner.run(plan)
@@ -329,7 +402,8 @@ class Engine:
             text,
             tuple(logprobs[:count]) if logprobs else (),
         )
-        if self._tell(sequence, event) and reason is not None:
+        self._tell(sequence, event)
+        if reason is not None:
             self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
@@ -346,29 +420,29 @@ class Engine:
         event = TokenEvent("done", sequence.request.id, now, sequence.index, finish_reason=reason, error=error)
         self._tell(sequence, event)
 
-    def _tell(self, sequence: Sequence, event: TokenEvent) -> bool:
+    def _tell(self, sequence: Sequence, event: TokenEvent) -> None:
         """Calls the listener. One that raises loses its own request and nobody else's."""
         if sequence.listener is None:
-            return True
+            return
         try:
             sequence.listener(event)
-            return True
         except Exception:
             request_id = sequence.request.id
-            logging.exception("The listener of request %r raised; the request is dropped.", request_id)
-            sequence.listener = None
-            for sibling in list(self._live.get(request_id, ())):
+            logging.exception("The listener of request %r raised; the request is cancelled.", request_id)
+            for sibling in (sequence, *self._live.get(request_id, ())):
                 sibling.listener = None
-                self._finish(sibling, "error")
-            return False
+            self.cancel(request_id)  # In the next turn, as for anybody: other processes may take it too.
 
     def _end_all(self, reason: FinishReason, error: str, failure: Exception | None = None) -> None:
         with self._wake:  # From here on `submit` refuses, so that nobody slips in behind.
             self._closed, self._failure = True, failure
-            self._inbox = []
+            unread, self._inbox = self._inbox, []
             everyone = [sequence for sequences in self._live.values() for sequence in sequences]
         for sequence in everyone:
             self._finish(sequence, reason, error)
+        for item in unread:
+            if isinstance(item, Scoring) and item.result is not None:
+                item.result.set_exception(RuntimeError(error))
         self._in_flight.clear()
 
 

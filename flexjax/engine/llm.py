@@ -3,19 +3,16 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
-from flexjax.engine.lockstep import agreed
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
-from flexjax.engine.score import Scorer
 from flexjax.hardware import compile_cache
 from flexjax.hardware.mesh import MeshConfig
 
@@ -32,7 +29,7 @@ class LLM:
     def __init__(self, engine: Engine | Replicas):
         self.engine = engine
         self._ids = itertools.count()
-        self._scorers: dict[int, Scorer] = {}
+        self._meeting = engine.meeting if isinstance(engine, Replicas) else None
 
     @classmethod
     def load(
@@ -47,7 +44,9 @@ class LLM:
     ) -> "LLM":
         """Loads a Hugging Face directory; `sizes` are further fields of `EngineConfig`.
 
-        `mesh` splits the model over `devices` (all of them by default), with `data` replicas of it.
+        `mesh` splits the model over `devices` (all of them by default), with `data` replicas of it. Over devices of
+        several processes each of them makes this call; then process 0 generates and streams while the others
+        `follow`, or each of them makes the same calls.
         Compiled steps are kept on disk, so that a second start is quick.
         """
         compile_cache.enable()
@@ -61,7 +60,7 @@ class LLM:
         """One `RequestOutput` a prompt, in order, with `params` for all or one for each.
 
         Every prompt is checked before the first is run: ValueError names the one that cannot be served. Over a
-        mesh of several processes, each of them makes the same call and gets the same outputs.
+        mesh of several processes, each that makes the same call gets the same outputs.
         """
         batch = _as_batch(prompts)
         each = [params or SamplingParams()] * len(batch) if not isinstance(params, Sequence) else list(params)
@@ -70,9 +69,10 @@ class LLM:
                 f"Give one SamplingParams for all prompts or one for each; got {len(each)} for {len(batch)}."
             )
         requests = [self._request(prompt, one) for prompt, one in zip(batch, each, strict=True)]
-        lockstep = self.engine.placement.spans_processes
-        if lockstep:
-            requests = agreed(requests)
+        stated = [(request.prompt_token_ids, request.params) for request in requests]
+        return self._together(f"generate {stated}", lambda: self._generate(batch, requests))
+
+    def _generate(self, batch: Sequence[Prompt], requests: Sequence[Request]) -> list[RequestOutput]:
         collectors = []
         for i, (prompt, request) in enumerate(zip(batch, requests, strict=True)):
             collector = _Collector(prompt, request)
@@ -81,13 +81,10 @@ class LLM:
             except ValueError as error:
                 raise ValueError(f"Prompt {i}: {error}") from error
             collectors.append(collector)
-        if not lockstep:
-            self.engine.start()
+        self.engine.start()
         for collector in collectors:
             self.engine.submit(collector.request)
         try:
-            while lockstep and self.engine.step():
-                pass
             return [collector.wait() for collector in collectors]
         except BaseException:  # Interrupted: nothing of this call goes on behind the caller's back.
             for collector in collectors:
@@ -125,20 +122,23 @@ class LLM:
                     f"Prompt {i} must have 1 to {engine.max_model_len} tokens (max_model_len); it has {len(tokens)}."
                 )
             engine.check_tokens(tokens)
-        if rows_per_step not in self._scorers:
-            self._scorers[rows_per_step] = Scorer(
-                engine.runners[0].model(),
-                max_model_len=engine.max_model_len,
-                page_size=engine.config.page_size,
-                cache_dtype=jnp.dtype(engine.config.cache_dtype or engine.config.dtype),
-                rows_per_step=rows_per_step,
-                placement=engine.runners[0].placement,
-                kv_scale=engine.runners[0].program.kv_scale,
-            )
-        return [self._scorers[rows_per_step](tokens) for tokens in batch]
+        return self._together(
+            f"score {batch} by {rows_per_step}", lambda: [engine.score(tokens, rows_per_step) for tokens in batch]
+        )
+
+    def follow(self) -> None:
+        """In a process other than process 0 of a model over several: lets process 0 generate, score and stream, and
+        returns when it closes the model. RuntimeError where a process is lost."""
+        if self._meeting is None:
+            raise ValueError("A model of one process has none that follows; LLM.load with a mesh over several has.")
+        self._meeting.follow()
 
     def close(self) -> None:
+        """Ends what is still running. Over several processes for all of them; others than process 0 wait for it."""
         self.engine.stop()
+
+    def _together[T](self, stated: str, work: Callable[[], T]) -> T:
+        return work() if self._meeting is None else self._meeting.call(stated, work)
 
     def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):

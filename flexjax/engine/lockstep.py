@@ -1,37 +1,68 @@
-"""One engine over several processes: each runs the same schedule, so that their steps meet."""
+"""Engines over several processes: the first process leads, and the others take every turn with it.
+
+A schedule follows from requests, their order and the tokens sampled alone. So it is enough that what an engine takes
+in at the beginning of a turn is the same in each process: the leader sends it, turn by turn. Several engines over the
+same processes take their turns one after the other: two programs that meet other processes, begun in one order here
+and in another there, would wait for each other.
+"""
 
 import dataclasses
-import hashlib
-import secrets
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
+from flexjax.engine.engine import Engine, Scoring
+from flexjax.engine.post import Post
 from flexjax.engine.request import Request
+from flexjax.engine.sequence import Sequence as Running
 
 
-def agreed(requests: Sequence[Request]) -> list[Request]:
-    """The requests with seeds that are the same in every process; waits until all have come here.
+@dataclasses.dataclass(frozen=True)
+class Cancel:
+    request_id: str
 
-    A schedule follows from the requests, their order and the tokens sampled alone, and those are the same
-    everywhere when these are: ValueError, in every process, where one was given others.
-    """
-    stated = repr([(r.id, r.prompt_token_ids, r.params, r.priority) for r in requests])
-    digest = np.frombuffer(hashlib.sha256(stated.encode()).digest(), np.uint8)
-    everyone = multihost_utils.process_allgather(digest)
-    if not (everyone == everyone[:1]).all():
-        raise ValueError(
-            f"An engine over several processes is given the same prompts and SamplingParams by each of them; those of "
-            f"process {jax.process_index()} of {jax.process_count()} are among several that differ. Read them from one "
-            "file, or give every process a model of its own with devices=jax.local_devices()."
-        )
-    if not requests:
-        return []
-    drawn = np.array([secrets.randbits(32) for _ in requests], np.uint32)
-    seeds = multihost_utils.broadcast_one_to_all(drawn)
-    return [
-        r if r.params.seed is not None else dataclasses.replace(r, params=dataclasses.replace(r.params, seed=int(seed)))
-        for r, seed in zip(requests, seeds, strict=True)
-    ]
+
+@dataclasses.dataclass(frozen=True)
+class Followers:
+    """The other processes of an engine, told by the leader what it takes in."""
+
+    post: Post
+    processes: tuple[int, ...]
+    box: str  # One for all engines of the group.
+    replica: int
+
+    def __call__(self, taken: Sequence[Any]) -> None:
+        """Also of nothing: they take as many turns as the leader."""
+        letters = [letter for item in taken if (letter := _letter(item)) is not None]
+        for process in self.processes:
+            self.post.send(process, self.box, (self.replica, letters))
+
+
+def _letter(item: Any) -> Request | Cancel | Scoring | None:
+    if isinstance(item, Running):
+        if item.index:  # Of several continuations the first stands for all.
+            return None
+        params = dataclasses.replace(item.request.params, seed=item.seed)
+        return dataclasses.replace(item.request, params=params, listener=None)
+    if isinstance(item, Scoring):
+        return dataclasses.replace(item, result=None)
+    return Cancel(item[0].request.id) if item else None
+
+
+def follow(engines: Mapping[int, Engine], post: Post, box: str) -> None:
+    """Takes the leader's turns of each replica until the end."""
+    try:
+        while (turn := post.take(box)) is not None:
+            replica, letters = turn
+            engine = engines[replica]
+            for letter in letters:
+                if isinstance(letter, Cancel):
+                    engine.cancel(letter.request_id)
+                elif isinstance(letter, Scoring):
+                    engine.enqueue(letter)
+                else:
+                    engine.submit(letter)
+            engine.step()
+    except Exception:  # Without its part nobody can go on.
+        logging.exception("The engine failed.")
+        post.abandon()

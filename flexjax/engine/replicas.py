@@ -3,12 +3,18 @@
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
+from flexjax.engine.lockstep import Followers, follow
+from flexjax.engine.meeting import Meeting
+from flexjax.engine.post import Post
+from flexjax.engine.remote import Remote, serve
 from flexjax.engine.request import Request
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.stats import EngineStats
@@ -19,19 +25,17 @@ def load_engine(
     directory: str | Path, config: EngineConfig | None = None, devices: Sequence[Any] | None = None
 ) -> "Engine | Replicas":
     """The engine of a Hugging Face model directory on `config.mesh` over `devices` (default: all of them), or
-    `Replicas` of it where the mesh has a `data` axis."""
+    `Replicas` of it where the mesh has a `data` axis or is spread over processes: then every process makes this call,
+    and process 0 takes the requests."""
     config = config or EngineConfig()
     if config.mesh is None:
         if devices is not None:
             raise ValueError("devices are those of a mesh: give mesh=MeshConfig(tensor=…) with them.")
         return Engine.load(directory, config)
     meshes = replicas(make_mesh(config.mesh, devices))
-    others = {d.process_index for mesh in meshes for d in mesh.devices.flat} - {jax.process_index()}
-    if others and len(meshes) > 1:
-        raise NotImplementedError(
-            f"Replicas live in one process; these would also be on devices of the processes {sorted(others)}. Give "
-            "each process replicas of its own with devices=jax.local_devices(), or data=1."
-        )
+    members = [tuple(sorted({d.process_index for d in mesh.devices.flat})) for mesh in meshes]
+    if any(processes != (jax.process_index(),) for processes in members):
+        return _across_processes(directory, config, meshes, members)
     engines = [Engine.load(directory, config, mesh) for mesh in meshes]
     return Replicas(engines) if len(engines) > 1 else engines[0]
 
@@ -39,12 +43,14 @@ def load_engine(
 class Replicas:
     """Engines of the same model that look like one: a request goes to the engine with the fewest open ones.
 
-    Each has its weights, its pages, its scheduler and its thread, so they share nothing and wait for nobody.
+    Each has its weights, its pages, its scheduler and its thread, so they share nothing and wait for nobody. Over
+    several processes there is a `meeting`.
     """
 
-    def __init__(self, engines: Sequence[Engine]):
-        self.engines = tuple(engines)
-        first = engines[0]
+    def __init__(self, engines: "Sequence[Engine | Remote]", meeting: Meeting | None = None):
+        self.engines, self.meeting = tuple(engines), meeting
+        self._first = next(engine for engine in engines if isinstance(engine, Engine))
+        first = self._first
         self.config, self.vocabulary, self.placement = first.config, first.vocabulary, first.placement
         self.model_config, self.max_model_len = first.model_config, first.max_model_len
         self._routing = threading.Lock()
@@ -56,12 +62,17 @@ class Replicas:
     def stop(self) -> None:
         for engine in self.engines:
             engine.stop()
+        if self.meeting is not None:
+            self.meeting.post.close()
 
     def check(self, request: Request) -> None:
-        self.engines[0].check(request)
+        self._first.check(request)
 
     def check_tokens(self, token_ids: Iterable[int]) -> None:
-        self.engines[0].check_tokens(token_ids)
+        self._first.check_tokens(token_ids)
+
+    def score(self, tokens: Iterable[int], rows_per_step: int) -> np.ndarray:
+        return self._first.score(tokens, rows_per_step)
 
     def submit(self, request: Request) -> None:
         """As `Engine.submit`; of the engines that have not failed the first with fewest open requests."""
@@ -85,6 +96,7 @@ class Replicas:
 
     @property
     def runners(self) -> tuple[StepRunner, ...]:
+        """One a replica; that of the first one here, which is like all others."""
         return tuple(engine.runner for engine in self.engines)
 
     @property
@@ -101,3 +113,78 @@ class Replicas:
             setattr(total, name, sum(getattr(stats, name) for stats in each))
         total.samples.extend(sorted((s for stats in each for s in list(stats.samples)), key=lambda s: s.time))
         return total
+
+
+class Follower(Replicas):
+    """What the replicas are in a process that is not process 0: their parts run here, and nobody is let in."""
+
+    def __init__(self, engines: Sequence[Engine], meeting: Meeting, threads: Sequence[threading.Thread]):
+        super().__init__(engines, meeting)
+        self._threads = threads
+
+    def start(self) -> None:
+        """They run since they were loaded."""
+
+    def stop(self) -> None:
+        """Waits until process 0 stops."""
+        for thread in self._threads:
+            thread.join()
+
+    def submit(self, request: Request) -> Never:
+        raise NotImplementedError(
+            f"Process 0 takes the requests of a model over several processes; this is process {jax.process_index()} of "
+            f"{jax.process_count()}. Here, call LLM.follow(), which returns when process 0 closes the model, or make "
+            "the same generate and score calls in every process."
+        )
+
+
+def _across_processes(
+    directory: str | Path, config: EngineConfig, meshes: Sequence[Mesh], members: Sequence[tuple[int, ...]]
+) -> Replicas:
+    """This process's part: a replica is led by the first of its processes, and process 0 knows them all."""
+    here, everyone = jax.process_index(), range(jax.process_count())
+    _check_members(members, everyone)
+    post = Post()
+    engines = {i: Engine.load(directory, config, mesh) for i, mesh in enumerate(meshes) if here in members[i]}
+    jobs: list[tuple[Any, ...]] = []
+    for processes in sorted({members[i] for i in engines}):
+        group = {i: engine for i, engine in engines.items() if members[i] == processes}
+        leader, others, box = processes[0], processes[1:], f"turns-{processes[0]}"
+        if here != leader:
+            jobs.append((follow, group, post, box))
+        elif others:
+            first, *rest = group.values()
+            first.turn_with(rest)
+            for i, engine in group.items():
+                engine.followers = Followers(post, others, box, i)
+        if here == leader != 0:
+            jobs += [(serve, engine, post, _box(i)) for i, engine in group.items()]
+    threads = [threading.Thread(target=job, args=args, daemon=True) for job, *args in jobs]
+    for thread in threads:
+        thread.start()
+    meeting = Meeting(post)
+    if here != 0:
+        return Follower(list(engines.values()), meeting, threads)
+    first = next(iter(engines.values()))
+    faces = [engines.get(i) or Remote(post, processes[0], _box(i), first) for i, processes in enumerate(members)]
+    return Replicas(faces, meeting)
+
+
+def _box(replica: int) -> str:
+    return f"replica-{replica}"
+
+
+def _check_members(members: Sequence[tuple[int, ...]], everyone: Sequence[int]) -> None:
+    idle = sorted(set(everyone) - {process for processes in members for process in processes})
+    if idle:
+        raise ValueError(
+            f"Every process must have a part in a model over several; the mesh has no device of the processes {idle}. "
+            "Give it devices of all, or leave those processes out of the job."
+        )
+    for one in members:
+        for other in members:
+            if one != other and set(one) & set(other) and max(len(one), len(other)) > 1:
+                raise NotImplementedError(
+                    f"Two replicas share all their processes or none; these are on the processes {one} and {other}. "
+                    "Choose data and tensor so that a replica fills whole processes, or a process whole replicas."
+                )

@@ -35,6 +35,15 @@ def join() -> None:
     jax.distributed.initialize(given[ADDRESS], count, index)
 
 
+def coordinator_host() -> str:
+    """The host of process 0, by the name under which every process has reached it."""
+    from jax._src.distributed import global_state  # JAX has no public question for this.
+
+    address = global_state.coordinator_address
+    assert address is not None, "jax.distributed has not been initialised"
+    return address.rpartition(":")[0].strip("[]")
+
+
 def _number(variable: str) -> int:
     value = os.environ[variable]
     if not value.isdecimal():

@@ -1,4 +1,4 @@
-"""Two processes on this machine, four devices each, serve one model split over all eight."""
+"""Two processes on this machine, four devices each, serve one model split over all eight, or two replicas of it."""
 
 import json
 import socket
@@ -10,7 +10,59 @@ import numpy as np
 import pytest
 from devices import REPOSITORY, environment
 
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.engine.lockstep import Followers, follow
+
 FOLDER = Path(__file__).parents[1] / "models" / "transformer" / "golden" / "llama3"
+MESHES = ["one over both", "one in each", "two over both"]
+
+
+class Boxes:
+    """A `Post` of one process."""
+
+    def __init__(self):
+        self.turns: list = []
+
+    def send(self, to, box, letter):
+        self.turns.append(letter)
+
+    def take(self, box):
+        return self.turns.pop(0) if self.turns else None
+
+
+def test_a_follower_takes_the_same_turns(tiny_model):
+    """Through cancellations, a listener that raises, a full pool and drawn seeds: page for page and token for token."""
+    config = EngineConfig(dtype="float32", max_num_seqs=3, max_num_batched_tokens=16, page_size=4, num_pages=20)
+    leader, follower = (Engine(tiny_model, None, config) for _ in range(2))
+    post, plans = Boxes(), {leader: [], follower: []}
+    for engine, kept in plans.items():
+        engine.runner.run = lambda plan, run=engine.runner.run, kept=kept: kept.append(stated(plan)) or run(plan)
+    leader.followers = Followers(post, (1,), "turns", replica=0)
+
+    def broken(event):
+        if event.kind == "token":
+            raise KeyError("broken listener")
+
+    for i in range(8):
+        params = SamplingParams(temperature=i % 2, max_tokens=30, n=1 + i // 6)
+        leader.submit(Request(str(i), tuple(range(1, 4 + 3 * i)), params, listener=broken if i == 3 else None))
+    for turn in range(10**3):
+        if not leader.step():
+            break
+        if turn in (5, 9):
+            leader.cancel(str(turn % 4))
+    assert leader.score((1, 2, 3), 8).shape == (3, 96)  # Between two turns, by a thread of its own.
+    leader.stop()
+    assert leader.stats.preemptions > 0
+    follow({0: follower}, post, "turns")
+    assert len(plans[leader]) > 30 and plans[follower] == plans[leader]
+    assert follower.num_open == 0 and follower.pool.num_used == 0
+
+
+def stated(plan) -> list:
+    return [
+        (c.sequence.request.id, c.start, c.length, c.samples, c.sequence.seed, c.sequence.pages[:]) for c in plan.chunks
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +71,12 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def made(golden) -> list[dict]:
+def greedy(golden) -> list[list[int]]:
+    return [golden[f"greedy_{i}"].tolist() for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def printed(golden) -> list[dict]:
     """What each process printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,14 +106,20 @@ def made(golden) -> list[dict]:
             process.kill()
     for process, (_, errors) in zip(processes, texts, strict=True):
         assert process.returncode == 0, errors[-4000:]
-    return [json.loads(text.splitlines()[-1]) for text, _ in texts]
+    made = [json.loads(text.splitlines()[-1]) for text, _ in texts]
+    assert [one["devices"] for one in made] == [[4, 8], [4, 8]]
+    return made
+
+
+@pytest.fixture(params=MESHES)
+def made(request, printed) -> list[dict]:
+    return [one[request.param] for one in printed]
 
 
 @pytest.mark.slow
-def test_both_make_the_published_continuation(made, golden):
+def test_the_same_call_makes_the_published_continuation_in_both(made, golden, greedy):
     for one in made:
-        assert one["devices"] == [4, 8]
-        assert one["greedy"] == [golden[f"greedy_{i}"].tolist() for i in range(3)]
+        assert one["greedy"] == greedy
         np.testing.assert_allclose(one["logits"], golden["logits_0"][-1], atol=2e-4, rtol=0)
 
 
@@ -68,12 +131,27 @@ def test_both_draw_the_same(made):
 
 
 @pytest.mark.slow
+def test_process_0_streams_and_generates_while_the_other_follows(made, greedy):
+    first, second = made
+    assert first["stream"] == greedy * 2
+    assert first["alone"] == greedy
+    assert first["open"] == 0
+    assert second["stream"].startswith("NotImplementedError: Process 0 takes the requests")
+
+
+@pytest.mark.slow
+def test_every_replica_had_its_share(made):
+    first, _ = made
+    assert min(first["tokens"]) > 0 and sum(first["tokens"]) >= 3 * 3 * 64
+    assert first["in order"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
         ("other prompts", "ValueError: An engine over several processes is given the same prompts"),
-        ("thread", "NotImplementedError: An engine over several processes makes the same steps in each"),
-        ("replicas", "NotImplementedError: Replicas live in one process"),
+        ("bad prompt", "ValueError: Prompt 1: A prompt needs at least one token"),
     ],
 )
 def test_what_two_processes_cannot_do_is_refused_in_both(made, attempt, message):

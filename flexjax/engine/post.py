@@ -1,0 +1,133 @@
+"""Letters between the processes of one `jax.distributed` job, by the name of the box that they go to."""
+
+import secrets
+import socket
+import threading
+from multiprocessing.connection import Client, Connection, Listener
+from queue import SimpleQueue
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from flexjax.hardware import distributed
+
+_KEY_BYTES = 32
+_HANG_UP_SECONDS = 10
+
+
+class Post:
+    """Every process is connected with process 0 alone, which passes on what is addressed to another.
+
+    What one process sends to a box of another arrives in that order. The end is told to every box: by `close` in
+    process 0, or when any process is lost.
+    """
+
+    def __init__(self):
+        """Waits until every process of the job has come here. Devices must have nothing else to do meanwhile."""
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._boxes: dict[str, SimpleQueue[Any]] = {}
+        self._changing = threading.Lock()  # Held while boxes are made, and at the end.
+        self._links = _lead(self.count) if self.index == 0 else _join(self.index)
+        self._sending = {number: threading.Lock() for number in self._links}
+        self.ended = threading.Event()
+        self.closed = False  # By process 0, and not because a process was lost.
+        self._readers = [
+            threading.Thread(target=self._read, args=(link,), name=f"flexjax-post-{number}", daemon=True)
+            for number, link in self._links.items()
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def send(self, to: int, box: str, letter: Any) -> None:
+        """Puts a letter, anything but None that can be pickled, into a box of process `to`; after the end nothing."""
+        if to == self.index:
+            self._box(box).put(letter)
+            return
+        number = to if self.index == 0 else 0
+        try:
+            with self._sending[number]:
+                self._links[number].send((to, box, letter))
+        except OSError:
+            self._end(closed=False)
+
+    def take(self, box: str) -> Any | None:
+        """The next letter; waits for it. None once everything has ended."""
+        letters = self._box(box)
+        letter = letters.get()
+        if letter is None:
+            letters.put(None)
+        return letter
+
+    def close(self) -> None:
+        """Tells every process that this was all. Of process 0."""
+        self._end(closed=True)  # First: the sooner told hang up while the others are still to be told.
+        for number in self._links:
+            self.send(number, "", None)
+        for reader in self._readers:  # They hang up; a line that is cut with letters on it loses the last ones.
+            reader.join(_HANG_UP_SECONDS)
+
+    def abandon(self) -> None:
+        """Ends everything for everyone, because this process cannot go on."""
+        self._end(closed=False)
+
+    def _read(self, link: Connection) -> None:
+        try:
+            while True:
+                to, box, letter = link.recv()
+                if letter is None:
+                    return self._end(closed=True)
+                self.send(to, box, letter)
+        except (EOFError, OSError):
+            self._end(closed=False)
+
+    def _box(self, name: str) -> SimpleQueue[Any]:
+        with self._changing:
+            if name not in self._boxes:
+                self._boxes[name] = SimpleQueue()
+                if self.ended.is_set():
+                    self._boxes[name].put(None)
+            return self._boxes[name]
+
+    def _end(self, closed: bool) -> None:
+        with self._changing:
+            if self.ended.is_set():
+                return
+            self.closed = closed
+            self.ended.set()
+            for letters in self._boxes.values():
+                letters.put(None)
+        if self.index != 0 or not closed:
+            for link in self._links.values():
+                _hang_up(link)
+
+
+def _hang_up(link: Connection) -> None:
+    """Wakes whoever reads it, on both ends; to close it would not."""
+    try:
+        with socket.fromfd(link.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except OSError:  # The other end was first.
+        pass
+
+
+def _lead(count: int) -> dict[int, Connection]:
+    key = secrets.token_bytes(_KEY_BYTES)
+    with Listener(("", 0), backlog=count, authkey=key) as listener:
+        _announced(key + int(listener.address[1]).to_bytes(4))
+        arrived = [listener.accept() for _ in range(count - 1)]
+    return {link.recv(): link for link in arrived}
+
+
+def _join(index: int) -> dict[int, Connection]:
+    told = _announced(bytes(_KEY_BYTES + 4))
+    port = int.from_bytes(told[_KEY_BYTES:])
+    link = Client((distributed.coordinator_host(), port), authkey=told[:_KEY_BYTES])
+    link.send(index)
+    return {0: link}
+
+
+def _announced(own: bytes) -> bytes:
+    """What process 0 says, of as many bytes."""
+    return multihost_utils.broadcast_one_to_all(np.frombuffer(own, np.uint8)).astype(np.uint8).tobytes()
