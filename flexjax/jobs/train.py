@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from flexjax.causal_lm import Family, find_family
@@ -72,8 +71,7 @@ def run(config: Config, workdir: Path) -> int:
     published = {**config.model, "vocab_size": config.vocab_size, "bos_token_id": end, "eos_token_id": end}
     model_config = family.config_from_hf(published)
     build = functools.partial(family.build, model_config, dtype=jnp.float32, seed=config.seed)
-    program = TrainProgram(nnx.eval_shape(build), config.optimizer, config.loop, mesh)
-    trainer = Trainer(program, lambda: program.fresh(build), batches, workdir)
+    trainer = Trainer(TrainProgram(build, config.optimizer, config.loop, mesh), batches, workdir)
     size = sum(p.size for p in jax.tree.leaves(trainer.state.params))
     print(
         f"{size:,} parameters; corpus {corpus.fingerprint(documents)}, {len(documents)} documents, {batches.tokens:,} "

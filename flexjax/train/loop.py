@@ -47,8 +47,15 @@ class Trainer:
     Over several processes (`flexjax.hardware.distributed`) each makes the same calls; process 0 alone writes loss.csv.
     """
 
-    def __init__(self, program: TrainProgram, params: Callable[[], Any], batches: PackedBatches, workdir: Path):
-        """`params` gives the first weights (`lambda: program.fresh(build)`), where there is no state to go on from."""
+    def __init__(
+        self,
+        program: TrainProgram,
+        batches: PackedBatches,
+        workdir: Path,
+        first: Callable[[], Any] | None = None,
+    ):
+        """`first` gives the weights to begin with where `workdir` has no state, placed like `program.params`; None is
+        fresh ones."""
         self.program, self.batches, self.workdir = program, batches, workdir
         self.loop = program.loop
         for step in batches.config.lengthen_at:  # Refused now, not when it comes.
@@ -56,7 +63,7 @@ class Trainer:
         for finding in program.inspect(*batches.config.shape(0)):
             logging.warning("Sharding: %s", finding)
         self.checkpoints = Checkpoints(workdir / "checkpoints")
-        self.state = self._resumed() or self._first(params())
+        self.state = self._resumed() or self._begun((first or program.fresh)())
 
     def model(self, dtype: Any = jnp.float32) -> CausalLM:
         """The model with the present weights, in `dtype`."""
@@ -96,7 +103,7 @@ class Trainer:
         state.step += 1
         return loss
 
-    def _first(self, params: Any) -> TrainState:
+    def _begun(self, params: Any) -> TrainState:
         return TrainState(params, self.program.fresh_optimizer(params), 0)
 
     def _resumed(self) -> TrainState | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """The optimiser for `params`, whose arrays of one axis (norms, biases) do not decay."""
+    """The optimiser for `params`, whose arrays of one axis (norms, biases), of a layer each, do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -60,6 +61,17 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=jax.tree.map(lambda p: p.ndim >= 2, params),
+            mask=jax.tree.map(_decays, params, is_leaf=_is_variable),
         ),
     )
+
+
+def _decays(parameter: Any) -> Any:
+    if not _is_variable(parameter):
+        return parameter.ndim >= 2
+    stacked = parameter.get_metadata("axes")[:1] == ("layers",)
+    return parameter.replace(parameter.get_value().ndim - stacked >= 2)
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)

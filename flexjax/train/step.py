@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flexjax.causal_lm import CausalLM, Recomputing, parameters
+from flexjax.causal_lm import CausalLM, Recomputing, Stackable, parameters
+from flexjax.engine.step import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
 from flexjax.train.bfloat16_projections import with_bfloat16_projections
@@ -26,11 +27,12 @@ class LoopConfig:
     steps: int = 1_000
     precision: Precision = "bfloat16"  # Of projections' operands; everything else is float32.
     recompute_layers: bool = False  # Keep one activation a layer for the backward pass, and compute the others again.
+    microbatches: int = 1  # Parts of a batch that follow each other through the stages of a mesh; a multiple of stage.
     log_every: int = 10  # Steps averaged in one row of loss.csv.
     checkpoint_every: int = 100  # Steps; the last step is always kept.
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "checkpoint_every"):
+        for name in ("steps", "microbatches", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
@@ -44,23 +46,29 @@ def cross_entropy(model: CausalLM, inputs: Int[Array, "B T"], targets: Int[Array
 class TrainProgram:
     """One model's train step on a mesh.
 
-    `model` may be abstract (`nnx.eval_shape(lambda: family.build(config, dtype=jnp.float32))`), in rows or
-    `stacked()`, and the mesh of described devices (`flexjax.hardware.topology.devices`):
+    `build` makes the model (`functools.partial(family.build, config, dtype=jnp.float32)`) and is only traced; the mesh
+    may be of described devices (`flexjax.hardware.topology.devices`):
 
-        TrainProgram(model, OptimizerConfig(), LoopConfig(precision="bfloat16"), mesh).lower(batch_size, length)
+        TrainProgram(build, OptimizerConfig(), LoopConfig(precision="bfloat16"), mesh).lower(batch_size, length)
 
     is then the program for those chips. `params` and `optimizer` are the abstract arguments of every step, float32
-    and split by the TRAINING rules; both are donated.
+    and split by the TRAINING rules; both are donated. Layers run in a loop where the chip's compiler wants it so, and
+    in stages where the mesh has them.
     """
 
-    def __init__(self, model: CausalLM, optimizer: OptimizerConfig, loop: LoopConfig, mesh: Mesh | None = None):
-        """`mesh` None is one device. ValueError where a size of the model does not divide by it, or an axis of it
-        splits nothing."""
+    def __init__(
+        self,
+        build: Callable[[], CausalLM],
+        optimizer: OptimizerConfig,
+        loop: LoopConfig,
+        mesh: Mesh | None = None,
+    ):
+        """`mesh` None is one device. ValueError where a size of the model does not divide by it."""
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         self.loop = loop
         self.learning_rate = schedule(optimizer, loop.steps)
-        if loop.recompute_layers:
-            model = recomputing(model)
+        self._build = lambda: arranged(build(), self.mesh, loop)
+        model = nnx.eval_shape(self._build)
         self._arrays = parameters(model)
         self.graph, params = nnx.split(model)
         self.update = make_optimizer(optimizer, loop.steps, params)
@@ -76,15 +84,7 @@ class TrainProgram:
 
     def tokens(self, batch_size: int, length: int) -> jax.ShapeDtypeStruct:
         """The inputs of a step, and its targets. ValueError where they cannot be shared out evenly."""
-        for name, size, axis in (("batch_size", batch_size, "batch"), ("length", length, "length")):
-            split = {m: self.mesh.shape[m] for m in TRAINING[axis].mesh_axes if self.mesh.shape[m] > 1}
-            ways = math.prod(split.values())
-            if size % ways:
-                by = " × ".join(f"{m}={n}" for m, n in split.items())
-                raise ValueError(
-                    f"The {name} of a step must divide by the mesh axes that split it; {size} does not by {by}. "
-                    f"Take {name}={-(-size // ways) * ways}, or give devices to other axes of the mesh."
-                )
+        self._check_shares(batch_size, length)
         where = sharding(("batch", "length"), (batch_size, length), self.mesh, TRAINING)
         return jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=where)
 
@@ -102,9 +102,9 @@ class TrainProgram:
         with jax.set_mesh(self.mesh):
             return self._jitted(params, optimizer, inputs, targets)
 
-    def fresh(self, build: Callable[[], CausalLM]) -> Any:
+    def fresh(self) -> Any:
         """The parameters that `build` makes, each made where it stays: no device holds the whole."""
-        return self._made(lambda: nnx.split(build())[1], self.params)()
+        return self._made(lambda: nnx.split(self._build())[1], self.params)()
 
     def fresh_optimizer(self, params: Any) -> Any:
         """The optimiser's state before the first step."""
@@ -124,6 +124,23 @@ class TrainProgram:
                 return made(*args)
 
         return run
+
+    def _check_shares(self, batch_size: int, length: int) -> None:
+        shape = self.mesh.shape
+        groups = {"data": shape["data"], "fsdp": shape["fsdp"]}
+        if shape["stage"] > 1:
+            groups["microbatches"] = self.loop.microbatches
+        for name, size, split in (
+            ("batch_size", batch_size, groups),
+            ("length", length, {"sequence": shape["sequence"]}),
+        ):
+            ways = math.prod(split.values())
+            if size % ways:
+                by = " × ".join(f"{axis}={n}" for axis, n in split.items() if n > 1)
+                raise ValueError(
+                    f"Every device has an equal share of a step: its {name} must divide by {by}; got {size}. Take "
+                    f"{-(-size // ways) * ways}, or give devices to other axes of the mesh."
+                )
 
     def _abstract(self, tree: Any) -> Any:
         """Shapes, dtypes and shardings; what is no parameter, nor shaped as one, is whole on every device."""
@@ -150,13 +167,26 @@ class TrainProgram:
         return step
 
 
-def recomputing(model: CausalLM) -> CausalLM:
-    if not isinstance(model, Recomputing):
-        raise ValueError(
-            f"recompute_layers needs a model whose family can compute layers again (flexjax.causal_lm.Recomputing); "
-            f"{model.config.architecture} cannot. Set loop.recompute_layers=False."
-        )
-    return model.recomputing()
+def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
+    """The model in the form in which that mesh trains it."""
+    stages = mesh.shape["stage"]
+    if stages > 1 or mesh.devices.flat[0].platform in STACKED_BACKENDS:
+        if isinstance(model, Stackable):
+            model = model.stacked(stages=stages, microbatches=loop.microbatches)
+        elif stages > 1:
+            raise ValueError(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
+    if loop.recompute_layers:
+        if not isinstance(model, Recomputing):
+            raise ValueError(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))
+        model = model.recomputing()
+    return model
+
+
+def _cannot(model: CausalLM, what: str, protocol: str, way_out: str) -> str:
+    return (
+        f"{model.config.architecture} cannot {what}: its family does not offer flexjax.causal_lm.{protocol}. Set "
+        f"{way_out}."
+    )
 
 
 def shardings_of(tree: Any) -> Any:

@@ -108,6 +108,15 @@ def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     return constrain(x, ("batch", "length", "embed"), TRAINING)
 
 
+def looked_up(table: Float[Array, "V D"], tokens: Int[Array, "*T"]) -> Float[Array, "*T D"]:
+    """The rows of `tokens`. In training each device of an fsdp group looks up its columns for the group's examples,
+    and these change places for whole rows of its own: the table, larger than they, stays where it is."""
+    if tokens.ndim == 1:
+        return table[tokens]
+    tokens = constrain(tokens, ("group_batch", "length"), TRAINING)
+    return constrain(table[tokens], ("group_batch", "length", "embed"), TRAINING)
+
+
 def beside(x: Float[Array, "*T D"], weight: Weight, axis: int) -> Float[Array, "*T D"]:
     """A ragged step's rows before they are multiplied with `axis` of a weight: split where the weight is."""
     axes = weight.get_metadata("axes")[-weight.ndim :]  # In a loop over layers, of one layer's weight.
@@ -261,6 +270,9 @@ class Transformer(nnx.Module):
                 kv = kv.at[at].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")
                 own = kv if index is None else kv[index]
                 k, v = own[:, :, :, 0].astype(q.dtype), own[:, :, :, 1].astype(q.dtype)
+            # In training a device's queries see the keys and values of all tokens.
+            q = constrain(q, ("batch", "length", "heads", "head_dim"), TRAINING)
+            k, v = (constrain(x, ("batch", None, "kv_heads", "head_dim"), TRAINING) for x in (k, v))
             mixed = dense_attention(
                 q, k, v, seen_at, scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap
             )
@@ -272,12 +284,11 @@ class Transformer(nnx.Module):
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config
-        table = self.embedding[...]
-        x = (table if tokens.ndim == 1 else constrain(table, ("vocab", None), TRAINING))[tokens]
+        x = looked_up(self.embedding[...], tokens)
         if config.scaled_embeddings:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:
-            x = x + self.position_embedding[...][positions]
+            x = x + looked_up(self.position_embedding[...], positions)
         x = whole(x)
         if isinstance(self.blocks, Scan):
             (leaf,) = cache

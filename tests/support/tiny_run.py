@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from flexjax.train.data import DataConfig, PackedBatches
 from flexjax.train.loop import Trainer
@@ -61,8 +60,8 @@ def trainer(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Trainer:
     loop = LoopConfig(steps=steps, log_every=1, checkpoint_every=3, precision=precision)
-    program = TrainProgram(nnx.eval_shape(build), OptimizerConfig(learning_rate=1e-2, warmup_steps=2), loop, mesh)
-    return Trainer(program, lambda: program.fresh(build), Batches(die_at), workdir)
+    program = TrainProgram(build, OptimizerConfig(learning_rate=1e-2, warmup_steps=2), loop, mesh)
+    return Trainer(program, Batches(die_at), workdir)
 
 
 if __name__ == "__main__":
