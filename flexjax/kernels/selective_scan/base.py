@@ -1,0 +1,91 @@
+"""The formula of the selective scan in plain JAX: one row at a time."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def step(
+    h: Float[Array, "N D"],
+    x: Float[Array, "D"],
+    dt: Float[Array, "D"],
+    A: Float[Array, "N D"],
+    B: Float[Array, "N"],
+    C: Float[Array, "N"],
+    skip: Float[Array, "D"],
+    dt_bias: Float[Array, "D"],
+    z: Float[Array, "D"] | None,
+) -> tuple[Float[Array, "N D"], Float[Array, "D"]]:
+    """The next state and this row's output; all float32."""
+    delta = jnp.logaddexp(dt + dt_bias, 0.0)  # softplus
+    h = jnp.exp(delta[None] * A) * h + B[:, None] * (delta * x)[None]
+    y = jnp.sum(h * C[:, None], axis=0) + skip * x
+    return h, y if z is None else y * z * jax.nn.sigmoid(z)
+
+
+def selective_scan(
+    x: Float[Array, "T D"],
+    dt: Float[Array, "T D"],
+    A: Float[Array, "N D"],
+    B: Float[Array, "T N"],
+    C: Float[Array, "T N"],
+    skip: Float[Array, "D"],
+    dt_bias: Float[Array, "D"],
+    z: Float[Array, "T D"] | None,
+    states: Float[Array, "slots N D"],
+    query_starts: Int[Array, "B+1"],
+    state_slots: Int[Array, "B"],
+    fresh: Bool[Array, "B"],
+    *,
+    max_query_len: int,
+) -> tuple[Float[Array, "T D"], Float[Array, "slots N D"]]:
+    """The contract of `api.py`."""
+    del max_query_len  # The formula needs no bound.
+    T, num_slots, num_sequences = x.shape[0], states.shape[0], state_slots.shape[0]
+    row = jnp.arange(T)
+    live = row < query_starts[num_sequences]
+    sequence = jnp.clip(jnp.searchsorted(query_starts[1:], row, side="right"), 0, num_sequences - 1)
+    slot = jnp.where(live, state_slots[sequence], num_slots)  # Out of bounds: the write is dropped.
+    A, skip, dt_bias = (p.astype(jnp.float32) for p in (A, skip, dt_bias))
+
+    def one(carry, of_row):
+        states, h = carry
+        inputs, first, new, slot, is_live = of_row
+        h = jnp.where(first, jnp.where(new, 0.0, states[slot].astype(jnp.float32)), h)
+        x_t, dt_t, B_t, C_t, z_t = jax.tree.map(lambda a: a.astype(jnp.float32), inputs)
+        h, y = step(h, x_t, dt_t, A, B_t, C_t, skip, dt_bias, z_t)
+        states = states.at[slot].set(h.astype(states.dtype), mode="drop")
+        return (states, h), jnp.where(is_live, y, 0.0).astype(x.dtype)
+
+    carry = (states, jnp.zeros(states.shape[1:], jnp.float32))
+    of_rows = ((x, dt, B, C, z), row == query_starts[sequence], fresh[sequence], slot, live)
+    (states, _), out = jax.lax.scan(one, carry, of_rows)
+    return out, states
+
+
+def selective_scan_dense(
+    x: Float[Array, "B T D"],
+    dt: Float[Array, "B T D"],
+    A: Float[Array, "N D"],
+    B: Float[Array, "B T N"],
+    C: Float[Array, "B T N"],
+    skip: Float[Array, "D"],
+    dt_bias: Float[Array, "D"],
+    z: Float[Array, "B T D"] | None,
+    state: Float[Array, "B N D"] | None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
+    """The contract of `api.py`."""
+    A, skip, dt_bias = (p.astype(jnp.float32) for p in (A, skip, dt_bias))
+    if state is None:
+        state = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
+
+    def one_sequence(h, inputs):
+        def one(h, of_row):
+            x_t, dt_t, B_t, C_t, z_t = jax.tree.map(lambda a: a.astype(jnp.float32), of_row)
+            return step(h, x_t, dt_t, A, B_t, C_t, skip, dt_bias, z_t)
+
+        h, y = jax.lax.scan(one, h, inputs)
+        return y, h
+
+    out, last = jax.vmap(one_sequence)(state.astype(jnp.float32), (x, dt, B, C, z))
+    return out.astype(x.dtype), last.astype(state.dtype)
