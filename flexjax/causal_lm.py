@@ -136,6 +136,17 @@ class Recomputing(Protocol):
         ...
 
 
+@runtime_checkable
+class Packable(Protocol):
+    """A `CausalLM` that has a form for the CPU's kernels."""
+
+    def packed(self, *, activation_dtype: str | None = None) -> CausalLM:
+        """The same model with its projections copied into the form that the kernels stream; with `activation_dtype`
+        rows are rounded for the products with quantised ones. Its attribute `rows_apart` is True where a row's
+        result does not depend on how many there are."""
+        ...
+
+
 class Family(Protocol):
     """A module registered under the entry-point group `flexjax.models`, one entry a published
     architecture name (the `architectures` field of config.json).

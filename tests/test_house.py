@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {
     "hardware": set(),
     "kernels": {"hardware"},
-    "quantize": set(),
+    "quantize": {"kernels", "hardware"},
     "engine": {"quantize", "kernels", "hardware"},
     "micro": {"hardware"},
     "records": {"hardware"},

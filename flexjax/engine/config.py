@@ -16,6 +16,7 @@ class EngineConfig:
 
     dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
     weight_dtype: str | None = None  # int8 | int4: projections rounded to nearest when loaded; None is `dtype`.
+    activation_dtype: str | None = None  # int8: rows are rounded for the products with quantised projections.
     cache_dtype: str | None = None  # None is `dtype`; int8 rounds to multiples of one scale, found at the start.
     max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
     max_num_seqs: int = 16  # Sequences in one step.
@@ -31,6 +32,11 @@ class EngineConfig:
         rules = [
             ("dtype", self.dtype in ("bfloat16", "float32", "float16"), "bfloat16, float32 or float16"),
             ("weight_dtype", self.weight_dtype in (None, *FORMATS), f"None or {' or '.join(FORMATS)}"),
+            (
+                "activation_dtype",
+                self.activation_dtype is None or (self.activation_dtype == "int8" and self.weight_dtype is not None),
+                "None, or int8 beside a weight_dtype",
+            ),
             (
                 "cache_dtype",
                 self.cache_dtype in (None, "bfloat16", "float32", "float16", "int8"),

@@ -13,12 +13,13 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM, RaggedBatch, Stackable, parameters
+from flexjax.causal_lm import CausalLM, Packable, RaggedBatch, Stackable, parameters
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.packing import FROM_DEVICE, Packing
 from flexjax.engine.placement import Placement, shardings_of
 from flexjax.engine.request import MAX_LOGPROBS
 from flexjax.engine.sampling import MEMORY_AXES, Controls, Memory, Sampled, count_fed, empty_memory, sample
+from flexjax.kernels.quantized_matmul import packs
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -46,6 +47,7 @@ _CPU_OPTIONS = {"float32": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 # every dispatch those that a step wants otherwise than they lie.
 STACKED_BACKENDS = frozenset({"tpu"})
 LAYOUT_BACKENDS = frozenset({"tpu"})
+PACKED_BACKENDS = frozenset({"cpu"})
 
 
 def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
@@ -55,13 +57,28 @@ def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
     return model
 
 
+def packed(model: CausalLM, config: EngineConfig, mesh: Mesh | None) -> CausalLM:
+    """The model with its weights as the CPU's kernels stream them, on one CPU; NotImplementedError where rows were to
+    be rounded and nothing here does so."""
+    here = mesh is None and jax.default_backend() in PACKED_BACKENDS
+    if here and isinstance(model, Packable) and packs(config.dtype):
+        return model.packed(activation_dtype=config.activation_dtype)
+    if config.activation_dtype is not None:
+        raise NotImplementedError(
+            f"activation_dtype={config.activation_dtype!r} is built for one CPU, with the kernels that a C++ compiler "
+            "and `make setup` build. Leave it out, and rows keep their dtype."
+        )
+    return model
+
+
 def compiler_options(config: EngineConfig, backend: str) -> dict[str, Any] | None:
     return _CPU_OPTIONS.get(config.dtype) if backend == "cpu" else None
 
 
-def step_shapes(config: EngineConfig, backend: str) -> list[StepShape]:
-    """Every shape the engine may run: decoding at doubling batch sizes, mixed steps at doubling rows."""
-    floor = {"cpu": _CPU_ROW_FLOOR[config.dtype], "tpu": _TPU_ROW_FLOOR}.get(backend, 1)
+def step_shapes(config: EngineConfig, backend: str, rows_apart: bool = False) -> list[StepShape]:
+    """Every shape the engine may run: decoding at doubling batch sizes, mixed steps at doubling rows. `rows_apart`:
+    the model computes each row by itself, whatever their number."""
+    floor = 1 if rows_apart else {"cpu": _CPU_ROW_FLOOR[config.dtype], "tpu": _TPU_ROW_FLOOR}.get(backend, 1)
     most_seqs = max(config.max_num_seqs, floor)
     most_rows = max(config.max_num_batched_tokens, floor)
     shapes = [StepShape(True, n, n) for n in _doubling(floor, most_seqs)]
@@ -98,7 +115,7 @@ class StepProgram:
         self.config = config
         self.kv_scale = kv_scale
         self.placement = Placement(mesh)
-        self.shapes = step_shapes(config, backend)
+        self.shapes = step_shapes(config, backend, getattr(model, "rows_apart", False))
         self.vocab_size = model.config.vocab_size
         self.cache_dtype = jnp.dtype(config.cache_dtype or config.dtype)
         self.graphdef, state = nnx.split(model)

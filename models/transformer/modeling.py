@@ -348,6 +348,12 @@ class Transformer(nnx.Module):
                 module.recomputed = True
         return model
 
+    def packed(self, *, activation_dtype: str | None = None) -> "Transformer":
+        """The same model for this machine's CPU kernels, its projections copied into the form that they stream."""
+        from models.transformer.packed import PackedTransformer  # It is made of what is here.
+
+        return self if isinstance(self, PackedTransformer) else PackedTransformer(self.unstacked(), activation_dtype)
+
     @property
     def _num_leaves(self) -> int:
         return 1 if isinstance(self.blocks, Scan) else self.config.num_layers

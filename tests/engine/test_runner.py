@@ -31,6 +31,7 @@ def answers(engine: Engine) -> list[list[int]]:
 @pytest.fixture
 def like_a_tpu(monkeypatch):
     monkeypatch.setattr(step_module, "STACKED_BACKENDS", {"cpu"})
+    monkeypatch.setattr(step_module, "PACKED_BACKENDS", frozenset())
     monkeypatch.setattr(runner_module, "LAYOUT_BACKENDS", {"cpu"})
 
 

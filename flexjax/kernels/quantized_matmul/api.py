@@ -1,11 +1,14 @@
 """Quantised matmul: the contract, and which body serves it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from flexjax.kernels import registry
-from flexjax.kernels.quantized_matmul import base
+from flexjax.kernels.quantized_matmul import base, cpu
+from flexjax.kernels.quantized_matmul.packed import Packed
 
 OP = "quantized_matmul"
 BODIES = {"base": base.quantized_matmul}
@@ -48,13 +51,29 @@ def quantized_matmul(
     """
     _check(x, values, scale, activation_dtype)
     return registry.serve(
-        OP, BODIES, ORDER.get(_platform(), ANYWHERE), body, x, values, scale, activation_dtype=activation_dtype
+        OP, BODIES, ORDER.get(registry.platform(), ANYWHERE), body, x, values, scale, activation_dtype=activation_dtype
     )
 
 
-def _platform() -> str:
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return described.platform if described is not None else jax.default_backend()
+def packs(dtype: str) -> bool:
+    """Whether the weights of a model in `dtype` are to be packed for `packed_matmul` on this machine; recorded as the
+    choice of a body, with the reason where it is no."""
+
+    def packed() -> bool:
+        if jax.default_backend() != "cpu":
+            raise NotImplementedError("weights are packed for the CPU alone")
+        if dtype not in ("float32", "bfloat16"):
+            raise NotImplementedError(f"rows are {dtype}; float32 and bfloat16 are built")
+        cpu.register()
+        return True
+
+    plain = {name: lambda: False for name in (*BODIES, "xla")}
+    return registry.serve(OP, plain | {"cpu": packed}, ("cpu", "xla"), None)
+
+
+def packed_matmul(x: Float[Array, "T D"], weight: Packed, **options: Any) -> Float[Array, "T F"]:
+    """Rows times a packed weight with what stands around it, as `cpu.packed_matmul` says; recorded as this op's."""
+    return registry.serve(OP, {"cpu": cpu.packed_matmul}, ("cpu",), None, x, weight, **options)
 
 
 def _check(x, values, scale, activation_dtype: str | None) -> None:

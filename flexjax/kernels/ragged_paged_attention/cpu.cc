@@ -12,16 +12,11 @@
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "parallel.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
-
-#define INLINE inline __attribute__((always_inline))
 
 namespace {
 
@@ -30,26 +25,6 @@ constexpr int kSpan = 512;        // tokens of one online softmax; spans are mer
 constexpr int kMaxQueries = 64;   // query vectors (rows * G) that share a tile
 constexpr int kFewQueries = 4;    // up to so many read the tokens in place
 constexpr float kNoScore = -1e30f;
-constexpr float kLog2E = 1.44269504f;
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline float ToFloat(Bf16 x) {
-  const uint32_t bits = (uint32_t)x.bits << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline float ToFloat(float x) { return x; }
-
-INLINE void Narrow(float x, float* to) { *to = x; }
-INLINE void Narrow(float x, Bf16* to) {  // To nearest, ties to even; NaN stays NaN.
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 struct Problem {
   const void *q, *k, *v;  // [T, N, H], [T, K, H], [T, K, H]
@@ -87,21 +62,11 @@ struct Body {
   void (*join)(const Problem&, const Task* parts, int count);
 };
 
-#if defined(__clang__)
-#define FLEXJAX_TARGET_BEGIN(features) \
-  _Pragma(FLEXJAX_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
-#define FLEXJAX_TARGET_END _Pragma("clang attribute pop")
-#else
-#define FLEXJAX_TARGET_BEGIN(features) \
-  _Pragma("GCC push_options") _Pragma(FLEXJAX_STRING(GCC target(features)))
-#define FLEXJAX_TARGET_END _Pragma("GCC pop_options")
-#endif
-#define FLEXJAX_STRING(x) #x
-
 namespace baseline {
 typedef float Four __attribute__((vector_size(16)));
 constexpr int W = 4;
 INLINE bool AnyAbove(Four a, Four b) { return a[0] > b[0] || a[1] > b[1] || a[2] > b[2] || a[3] > b[3]; }
+#include "vectors.inc"
 #include "cpu_attend.inc"
 }  // namespace baseline
 
@@ -110,6 +75,7 @@ FLEXJAX_TARGET_BEGIN("avx2,fma")
 namespace avx2 {
 constexpr int W = 8;
 INLINE bool AnyAbove(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
+#include "vectors.inc"
 #include "cpu_attend.inc"
 }  // namespace avx2
 FLEXJAX_TARGET_END
@@ -118,6 +84,7 @@ FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
 namespace avx512 {
 constexpr int W = 16;
 INLINE bool AnyAbove(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+#include "vectors.inc"
 #include "cpu_attend.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END

@@ -1,0 +1,77 @@
+"""Packed weights on the CPU: the C++ of cpu.cc, called through jax.ffi."""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flexjax.kernels.quantized_matmul.packed import Packed
+
+TARGET = "flexjax_packed_matmul"
+LIBRARY = Path(__file__).with_name("_cpu.so")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+ACTIVATIONS = ("none", "silu", "gelu_tanh")
+
+
+@functools.cache
+def register() -> None:
+    """Loads the library; NotImplementedError where it is not built."""
+    if not LIBRARY.is_file():
+        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
+    handler = getattr(ctypes.cdll.LoadLibrary(str(LIBRARY)), TARGET)
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def packed_matmul(
+    x: Float[Array, "T D"],
+    weight: Packed,
+    *,
+    activation_dtype: str | None = None,
+    norm: Float[Array, "D"] | None = None,
+    eps: float = 0.0,
+    activation: str = "none",
+    residual: Float[Array, "T F"] | None = None,
+    out_dtype: Any = jnp.float32,
+    instruction_set: str = "amx",
+) -> Float[Array, "T F"]:
+    """`residual + activation(norm(x) @ weight + bias)`, rounded once to `out_dtype`; a gated weight gives
+    `activation(gates) * values`. Each row's result is the same to the bit whatever rows are beside it.
+
+    Args:
+      activation_dtype: "int8" rounds the rows, as `api.py` says.
+      norm: rows are divided by the root of their mean square plus `eps`, multiplied with this, float32, and rounded
+        to x's dtype first.
+      activation: one of `ACTIVATIONS`.
+      residual: of `out_dtype`.
+
+    Raises NotImplementedError for what is not built.
+    """
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"x is {x.dtype.name}; float32 and bfloat16 are built")
+    if activation_dtype is not None and weight.dtype != jnp.int8:
+        raise NotImplementedError(f"rows in {activation_dtype} are built for int8 weights alone, not {weight.dtype}")
+    register()
+    none = np.zeros(0, np.float32)
+    columns = weight.F // 2 if weight.gated else weight.F
+    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct((x.shape[0], columns), out_dtype))
+    return call(
+        x,
+        weight.lines,
+        weight.scale,
+        none if norm is None else norm,
+        weight.bias,
+        none if residual is None else residual,
+        eps=np.float32(eps),
+        outputs=np.int64(weight.F),
+        format=np.int64(FORMATS.index(weight.dtype.name)),
+        activation=np.int64(ACTIVATIONS.index(activation)),
+        gated=weight.gated,
+        int8_rows=activation_dtype == "int8",
+        isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
+    )

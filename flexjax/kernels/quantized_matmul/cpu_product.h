@@ -1,0 +1,202 @@
+// Rows times a packed weight, with what stands before it (RMSNorm) and after it (bias, activation, residual).
+//
+// A weight is packed in panels of 32 output columns. A panel is a list of chunks along the summed axis, a chunk two
+// tiles of 16 columns, a tile 16 lines (4 for int4) of 64 bytes, and a line has 32 bits a column: 1 float32,
+// 2 bfloat16, 4 int8 or 8 int4 elements that follow each other along the summed axis. That is the form in which AMX
+// multiplies bfloat16 and int8; int4 lies in the order in which one shift and one table turn it into bfloat16.
+//
+// Each row is computed by itself, in one order of its sums, whatever stands beside it: alone and in company its
+// result is the same to the bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "vectors.h"
+
+namespace {
+
+enum Format { kFloat32, kBfloat16, kInt8, kInt4 };
+enum Activation { kNone, kSilu, kGeluTanh };
+enum InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
+
+constexpr int kPanel = 32;         // output columns
+constexpr int kLine = 64;          // bytes
+constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
+constexpr int kManyRows = 256;     // rows of a task, at most
+constexpr int kFewRows = 4;        // up to so many are quicker without AMX, whose tiles are slow to load from memory
+
+constexpr int ElementsOfLine(Format f) { return 1 << f; }
+constexpr int LinesOfTile(Format f) { return f == kInt4 ? 4 : 16; }
+constexpr int ElementsOfChunk(Format f) { return ElementsOfLine(f) * LinesOfTile(f); }
+constexpr int64_t BytesOfChunk(Format f) { return 2 * kLine * LinesOfTile(f); }
+
+struct Product {
+  const void* x;  // [T, D], float32 or bfloat16
+  bool x_wide;
+  int64_t T, D, F;         // F: columns of the product, gates included
+  const float* norm;       // [D]: rows are RMS-normalised and multiplied with it first; or null
+  float eps;
+  Format format;
+  bool int8_rows;          // Rows are rounded to int8 for the product.
+  const uint8_t* weight;   // [panels, chunks, …]
+  const float* scale;      // int8: [panels, 32]; int4: [panels, chunks, 32]
+  const float* bias;       // [panels, 32] or null
+  const void* residual;    // [T, columns], of the result's type, or null
+  void* out;               // [T, columns]
+  bool out_wide;
+  Activation activation;
+  bool gated;              // A panel is 16 gates and the 16 values that they multiply: half the columns.
+
+  int64_t panels, chunks;  // What follows is made by `Run`.
+  float* floats;           // [T, inputs]: the rows, padded
+  uint8_t* lines;          // The rows in lines of 64 bytes: [blocks of 16 rows, lines of a row, 16, 64]
+  int64_t lines_of_row;
+  float* row_scale;        // [T], of int8 rows
+  int32_t* row_sum;        // [T], of int8 rows
+
+  int64_t inputs() const { return chunks * ElementsOfChunk(format); }
+  int64_t columns() const { return gated ? F / 2 : F; }
+  int64_t panel_bytes() const { return chunks * BytesOfChunk(format); }
+};
+
+struct Task {
+  int64_t panel, panels, row, rows;
+};
+
+// How rows are handed to the multiplication.
+enum RowForm { kFloats, kBf16Lines, kInt8Lines };
+
+struct Body {
+  RowForm form;
+  void (*prepare)(const Product&, RowForm, int64_t row);
+  void (*multiply)(const Product&, const Task&, uint8_t* scratch);
+};
+
+INLINE uint8_t* LineOfRow(const Product& p, int64_t row, int64_t line) {
+  return p.lines + ((row / 16 * p.lines_of_row + line) * 16 + row % 16) * kLine;
+}
+
+namespace baseline {
+constexpr int W = 4, kRows = 1;
+#include "vectors.inc"
+#include "cpu_rows.inc"
+}  // namespace baseline
+
+#if defined(__x86_64__)
+FLEXJAX_TARGET_BEGIN("avx2,fma")
+namespace avx2 {
+constexpr int W = 8, kRows = 2;
+#include "vectors.inc"
+#include "cpu_rows.inc"
+}  // namespace avx2
+FLEXJAX_TARGET_END
+
+FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
+namespace avx512 {
+constexpr int W = 16, kRows = 4;
+#define FLEXJAX_VNNI
+#include "vectors.inc"
+#include "cpu_rows.inc"
+#undef FLEXJAX_VNNI
+#include "cpu_amx.inc"
+}  // namespace avx512
+FLEXJAX_TARGET_END
+
+// The kernel gives a process the tiles' registers when it asks for them.
+inline bool AmxAllowed() {
+#if defined(__linux__)
+  static const bool allowed = [] {
+    unsigned a = 7, b, c = 0, d;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    const bool bf16 = d >> 22 & 1, tile = d >> 24 & 1, int8 = d >> 25 & 1;
+    constexpr int kRequest = 0x1023, kTileData = 18;
+    return bf16 && tile && int8 && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return allowed;
+#else
+  return false;
+#endif
+}
+#endif
+
+inline InstructionSet Best(int64_t wanted) {
+#if defined(__x86_64__)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (wanted >= kAmx && avx512 && AmxAllowed()) return kAmx;
+  if (wanted >= kAvx512 && avx512) return kAvx512;
+  if (wanted >= kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+#endif
+  return kBaseline;
+}
+
+inline Body Pick(const Product& p, int64_t wanted) {
+  const InstructionSet isa = Best(wanted);
+  const RowForm form = p.int8_rows ? kInt8Lines : kFloats;
+#if defined(__x86_64__)
+  if (isa == kAmx && p.T > kFewRows && (p.int8_rows || (!p.x_wide && p.format != kFloat32)))
+    return {p.int8_rows ? kInt8Lines : kBf16Lines, avx512::Prepare, avx512::MultiplyTiles};
+  if (isa >= kAvx512) return {form, avx512::Prepare, avx512::Multiply};
+  if (isa == kAvx2) return {form, avx2::Prepare, avx2::Multiply};
+#endif
+  return {form, baseline::Prepare, baseline::Multiply};
+}
+
+// Memory of one thread, kept from call to call, from a cache line on.
+inline uint8_t* Aligned(std::vector<uint8_t>& buffer, int64_t bytes) {
+  if ((int64_t)buffer.size() < bytes + kLine) buffer.resize(bytes + kLine);
+  return (uint8_t*)(((uintptr_t)buffer.data() + kLine - 1) / kLine * kLine);
+}
+
+// A task's memory: sums of a block of rows, and a panel widened to bfloat16.
+inline int64_t ScratchBytes(const Product& p) { return 4 * kBlock * kPanel * 4 + p.inputs() * kPanel * 2; }
+
+constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
+constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
+constexpr int64_t kTaskBytes = 64 << 10;     // Weight bytes of a task, about.
+
+// Computes `p.out`. `parallel(threads, n, f)` calls f(0) … f(n - 1), on at most so many threads.
+template <typename Parallel>
+void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
+  thread_local std::vector<uint8_t> own_rows;
+  p.panels = (p.F + kPanel - 1) / kPanel;
+  p.chunks = (p.D + ElementsOfChunk(p.format) - 1) / ElementsOfChunk(p.format);
+  const Body body = Pick(p, isa);
+  const int64_t padded = (p.T + 15) / 16 * 16, inputs = p.inputs();
+  p.lines_of_row = body.form == kFloats ? 0 : inputs * (body.form == kBf16Lines ? 2 : 1) / kLine;
+  const int64_t float_bytes = p.T * inputs * 4, line_bytes = padded * p.lines_of_row * kLine;
+  uint8_t* memory = Aligned(own_rows, float_bytes + line_bytes + 2 * padded * 4);
+  p.lines = memory, p.row_scale = (float*)(memory + line_bytes), p.row_sum = (int32_t*)p.row_scale + padded;
+  p.floats = (float*)p.row_scale + 2 * padded;
+
+  const int64_t bytes = p.panels * p.panel_bytes();
+  if (bytes < kShareBytes && bytes * p.T < kShareProducts) threads = 1;
+  const int64_t row_tasks = (p.T + 15) / 16;
+  parallel(p.T >= 64 ? threads : 1, row_tasks, [&](int64_t i) {
+    for (int64_t row = 16 * i; row < std::min(p.T, 16 * i + 16); ++row) body.prepare(p, body.form, row);
+  });
+
+  const int64_t sections = (p.T + kManyRows - 1) / kManyRows;
+  int64_t panels = threads > 1 ? std::clamp<int64_t>(kTaskBytes / p.panel_bytes(), 1, p.panels) : p.panels;
+  if (threads > 1) panels = std::min(panels, (p.panels + 2 * threads - 1) / (2 * threads));
+  const int64_t groups = (p.panels + panels - 1) / panels;
+  parallel(threads, groups * sections, [&](int64_t i) {
+    thread_local std::vector<uint8_t> own_scratch;
+    const int64_t panel = i % groups * panels, row = i / groups * kManyRows;
+    const Task task{panel, std::min(panels, p.panels - panel), row, std::min<int64_t>(kManyRows, p.T - row)};
+    body.multiply(p, task, Aligned(own_scratch, ScratchBytes(p)));
+  });
+}
+
+}  // namespace

@@ -1,0 +1,48 @@
+// What the CPU bodies share: regions of an instruction set, and bfloat16.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define FLEXJAX_TARGET_BEGIN(features) \
+  _Pragma(FLEXJAX_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
+#define FLEXJAX_TARGET_END _Pragma("clang attribute pop")
+#else
+#define FLEXJAX_TARGET_BEGIN(features) \
+  _Pragma("GCC push_options") _Pragma(FLEXJAX_STRING(GCC target(features)))
+#define FLEXJAX_TARGET_END _Pragma("GCC pop_options")
+#endif
+#define FLEXJAX_STRING(x) #x
+
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline float ToFloat(Bf16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float ToFloat(float x) { return x; }
+
+INLINE void Narrow(float x, float* to) { *to = x; }
+INLINE void Narrow(float x, Bf16* to) {  // To nearest, ties to even; NaN stays NaN.
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace

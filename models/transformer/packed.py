@@ -1,0 +1,131 @@
+"""The transformer as the CPU's kernel serves it: packed weights, and each norm, activation and residual sum in the
+product that it stands beside. Five calls a layer, where the plain model makes a dozen."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flexjax.quantize import PackedTable, PackedWeight, lookup
+from flexjax.quantize.packed import Norm as FoldedNorm
+from models.transformer.config import TransformerConfig
+from models.transformer.modeling import ACTIVATIONS, Attend, Block, Norm, RopeTables, Transformer, add, softcapped
+from models.transformer.rope import rotate
+
+FOLDED_ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+def _folded(norm: Norm) -> FoldedNorm | None:
+    """What the product takes over of a norm: an RMSNorm; a LayerNorm it leaves where it is."""
+    if norm.kind != "rms":
+        return None
+    return FoldedNorm(norm.scale[...].astype(jnp.float32) + norm.offset, norm.eps)
+
+
+class PackedBlock(nnx.Module):
+    """`Block`, computed in five calls: queries, keys and values; attention; out; gates and up; down."""
+
+    def __init__(self, block: Block, config: TransformerConfig, activation_dtype: str | None):
+        attention, mlp = block.attention, block.mlp
+        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.head_dim = config.head_dim
+        self.attention_norm = None if _folded(block.attention_norm) else block.attention_norm
+        self.qkv = PackedWeight(
+            (attention.query, attention.key, attention.value),
+            (attention.query_bias, attention.key_bias, attention.value_bias),
+            norm=_folded(block.attention_norm),
+            activation_dtype=activation_dtype,
+        )
+        self.query_norm, self.key_norm = attention.query_norm, attention.key_norm
+        self.out = PackedWeight((attention.out,), (attention.out_bias,), activation_dtype=activation_dtype)
+        self.attention_post_norm = block.attention_post_norm
+        self.mlp_norm = None if _folded(block.mlp_norm) else block.mlp_norm
+        self.gated, self.activation = mlp.gate is not None, mlp.activation
+        folded = mlp.activation in FOLDED_ACTIVATIONS
+        self.left = None if folded else mlp.activation  # Left to XLA.
+        self.into = PackedWeight(
+            (mlp.up,) if mlp.gate is None else (mlp.gate, mlp.up),
+            (mlp.up_bias,) if mlp.gate is None else (mlp.gate_bias, mlp.up_bias),
+            norm=_folded(block.mlp_norm),
+            activation=mlp.activation if folded else "none",
+            gate=folded and self.gated,
+            activation_dtype=activation_dtype,
+        )
+        self.down = PackedWeight((mlp.down,), (mlp.down_bias,), activation_dtype=activation_dtype)
+        self.mlp_post_norm = block.mlp_post_norm
+
+    def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
+        *leading, D = x.shape
+        rows = x.reshape(-1, D)
+        qkv = self.qkv(rows if self.attention_norm is None else self.attention_norm(rows))
+        ends = list(itertools.accumulate(n * self.head_dim for n in self.heads))
+        q, k, v = (
+            part.reshape(*leading, heads, self.head_dim)
+            for part, heads in zip(jnp.split(qkv, ends[:2], axis=-1), self.heads, strict=True)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if tables is not None:
+            q, k = rotate(q, tables), rotate(k, tables)
+        mixed, cache = attend(q.astype(x.dtype), k.astype(x.dtype), v.astype(x.dtype))
+        mixed = mixed.reshape(rows.shape[0], -1)
+        rows = _added(rows, mixed, self.out, self.attention_post_norm)
+        return _added(rows, self._hidden(rows), self.down, self.mlp_post_norm).reshape(x.shape), cache
+
+    def _hidden(self, rows: Float[Array, "T D"]) -> Float[Array, "T F"]:
+        normed = rows if self.mlp_norm is None else self.mlp_norm(rows)
+        if self.left is None:
+            return self.into(normed, out_dtype=rows.dtype)
+        act, hidden = ACTIVATIONS[self.left], self.into(normed)
+        if not self.gated:
+            return act(hidden).astype(rows.dtype)
+        gates, values = jnp.split(hidden, 2, axis=-1)
+        return (act(gates) * values).astype(rows.dtype)
+
+
+def _added(rows: Array, x: Array, weight: PackedWeight, norm: Norm | None) -> Array:
+    """The residual sum, within the product where nothing stands between."""
+    if norm is None:
+        return weight(x, residual=rows, out_dtype=rows.dtype)
+    return add(rows, norm(weight(x)))
+
+
+class PackedTransformer(Transformer):
+    """A transformer for the CPU alone, not to be trained or saved."""
+
+    rows_apart = True
+    blocks: Any
+
+    def __init__(self, model: Transformer, activation_dtype: str | None):
+        config = self.config = model.config
+        self.position_embedding, self.final_norm = model.position_embedding, model.final_norm
+        if model.unembedding is None:
+            self.embedding = PackedTable(model.embedding, activation_dtype)
+            self.unembedding = None
+        else:
+            self.embedding = model.embedding
+            self.unembedding = PackedWeight((model.unembedding,), (None,), activation_dtype=activation_dtype)
+        blocks: Any = model.blocks  # A list: the layers are not stacked.
+        self.blocks = nnx.List([PackedBlock(block, config, activation_dtype) for block in blocks])
+
+    def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
+        config = self.config
+        x = lookup(self.embedding, tokens)
+        if config.scaled_embeddings:
+            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[...][positions]
+        tables, new_cache = self._tables(positions), []
+        for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
+            x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf, None))
+            new_cache.append(leaf)
+        return self.final_norm(x), new_cache
+
+    def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
+        weight = self.embedding if self.unembedding is None else self.unembedding
+        logits = weight(hidden.reshape(-1, hidden.shape[-1]))
+        return softcapped(logits.reshape(*hidden.shape[:-1], -1), self.config.final_softcap)
