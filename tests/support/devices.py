@@ -17,6 +17,9 @@ def environment(count: int) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         # Unoptimised code compiles twice as fast; how a program is split is decided before.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
+        # Threads of XLA's CPU client. It waits for a collective on one, may do so for two at once on a device, and has
+        # but one a device unless told: a device that finds none keeps all the others waiting until they give up.
+        "NPROC": str(8 * count),
         "PYTHONPATH": str(REPOSITORY),
     }
 
