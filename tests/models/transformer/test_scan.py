@@ -1,9 +1,12 @@
 """The layers in a loop give what the layers in a row give."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_tests
 from flax import nnx
 
 from flexjax.causal_lm import RaggedBatch, Stackable, parameters, zeros
@@ -140,3 +143,8 @@ def test_the_program_does_not_grow_with_the_depth():
         return len(jax.jit(lambda t: model.dense(t)[0]).lower(jnp.zeros((1, 4), jnp.int32)).as_text().splitlines())
 
     assert size(2) == size(6)
+
+
+@pytest.mark.slow
+def test_in_stages_over_eight_devices():
+    run_tests(Path(__file__).with_name("scan_on_eight_devices.py"), count=8)
