@@ -5,7 +5,7 @@ often as its loop turns, and an op counts what it moves between itself and the c
 
   - an operand or result counts if it lives there; what XLA keeps in on-chip memory (a layout with S(1)) is free
   - of an operand that is only sliced or gathered from, the slices; of a result updated in place, the update
-  - a kernel (Pallas) counts what it declares as its cost estimate
+  - a kernel (Pallas, Triton) counts what it declares as its cost estimate, less what lies in on-chip memory
   - a loop whose number of turns the program does not know counts as often as the caller says by its name, else
     once: a dispatch of several decode steps is one
   - of a conditional the cheapest branch: the stages of sampling that nobody asked for cost nothing
@@ -91,7 +91,7 @@ class _Reader:
         for i in self.module.computations[computation].values():
             if i.opcode == "while":
                 condition, body = i.called("condition"), i.called("body")
-                count = turns * self._turns(i, condition)
+                count = turns * self._turns(computation, i)
                 yield from self.run(body, count)
                 yield from self.run(condition, count)
             elif i.opcode == "conditional":
@@ -111,7 +111,10 @@ class _Reader:
             return Op(i.name, opcode, "", turns, 0, 0, None)
         declared = i.setting("bytes_accessed") if opcode == "custom-call" else None
         if declared is not None:
-            return Op(i.name, "kernel", i.name.split(".")[0], turns, declared, i.setting("flops") or 0, None)
+            buffers = [buffer for each in (*sources, i) for buffer in each.buffers]
+            free = sum(buffer.nbytes - buffer.hbm_bytes for buffer in buffers)
+            traffic = max(0, declared - free)
+            return Op(i.name, "kernel", i.name.split(".")[0], turns, traffic, i.setting("flops") or 0, None)
         traffic, cycles = self._traffic(i, sources), i.setting("estimated_cycles")
         if opcode in COLLECTIVES:
             sent = sum(s.nbytes for s in sources)
@@ -187,19 +190,42 @@ class _Reader:
             return _convolution_flops(i, sources[0].buffers[0], sources[1].buffers[0])
         return 0
 
-    def _turns(self, loop: Instruction, condition: str) -> int:
+    def _turns(self, computation: str, loop: Instruction) -> int:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
+        condition = loop.called("condition")
         root = self.module.root(condition)
         if root.opcode == "compare" and "direction=LT" in root.attributes:
-            bound = self.module.sources(condition, root)[1]
-            value = re.match(r"\((\d+)\)", bound.attributes)
-            if bound.opcode == "constant" and value:
-                return int(value[1])
+            counter, bound = self.module.sources(condition, root)
+            last = _constant(bound)
+            if last is not None:
+                first, step = self._counted(computation, loop, counter)
+                return -(-(last - first) // step)
         name = re.search(r'op_name="([^"]*)"', loop.attributes)
         scope = name[1].split("/")[-2:-1] if name else []
         return next((self.turns[part] for part in scope if part in self.turns), 1)
+
+    def _counted(self, computation: str, loop: Instruction, counter: Instruction) -> tuple[int, int]:
+        """Where a loop's counter begins, and what each turn adds: two in products that XLA has cut in windows and
+        unrolled. 0 and 1 where that is not written down."""
+        place = re.search(r"index=(\d+)", counter.attributes)
+        (state,) = self.module.sources(computation, loop)
+        body = loop.called("body")
+        root = self.module.root(body)
+        if place is None or root.opcode != "tuple" or state.opcode != "tuple":
+            return 0, 1
+        begins = self.module.sources(computation, state)[int(place[1])]
+        while begins.opcode in _VIEWS or begins.opcode == "copy":
+            (begins,) = self.module.sources(computation, begins)
+        added = self.module.sources(body, root)[int(place[1])]
+        steps = [_constant(i) for i in self.module.sources(body, added)] if added.opcode == "add" else []
+        return _constant(begins) or 0, next((step for step in steps if step), 1)
+
+
+def _constant(i: Instruction) -> int | None:
+    value = re.match(r"\((\d+)\)", i.attributes)
+    return int(value[1]) if i.opcode == "constant" and value else None
 
 
 def _results(i: Instruction, num_operands: int) -> tuple[Buffer, ...]:

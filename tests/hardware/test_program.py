@@ -68,7 +68,9 @@ def test_a_loop_counts_its_turns_and_each_op_its_traffic():
     assert ops["fusion.1"].flops == 2 * 8 * 64 * 64
     assert ops["fusion.1"].cycles == 500
     assert ops["fusion.2"].hbm_bytes == 2 * 128 * 2  # Of the cache, the rows that are written.
-    assert (ops["attend.3"].opcode, ops["attend.3"].hbm_bytes, ops["attend.3"].flops) == ("kernel", 4096, 77)
+    # Of what a kernel declares, the rows and its result are in on-chip memory.
+    assert (ops["attend.3"].opcode, ops["attend.3"].hbm_bytes) == ("kernel", 4096 - 2 * 8 * 64 * 2)
+    assert ops["attend.3"].flops == 77
     assert (ops["sum.4"].sent_bytes, ops["sum.4"].group, ops["sum.4"].hbm_bytes) == (8 * 64 * 4, 8, 0)
     assert read.hbm_bytes == 4 * sum(op.hbm_bytes for op in read.ops)
     assert read.sent_bytes == 4 * 8 * 64 * 4
@@ -99,6 +101,17 @@ ENTRY %main (w: s8[8,64,64], n: s32[]) -> bf16[1,64,64] {
     assert program.read(text).hbm_bytes == 64 * 64
 
 
+def test_a_triton_kernel_counts_what_it_declares():
+    text = """
+ENTRY %main (pages: s8[1000,128]) -> f32[8,64] {
+  %pages = s8[1000,128]{1,0} parameter(0)
+  ROOT %call = f32[8,64]{1,0} custom-call(%pages), custom_call_target="triton_kernel_call_ffi", backend_config={cost_estimate_json = "{\\22flops\\22: 77, \\22bytes_accessed\\22: 4096}", opaque = "x"}
+}
+"""  # noqa: E501
+    (op,) = program.read(text).ops
+    assert (op.opcode, op.hbm_bytes, op.flops) == ("kernel", 4096, 77)
+
+
 def test_a_whole_copy_of_the_cache_is_seen():
     copied = LOOP.replace("fusion(%cache, %at, %new), kind=kLoop, calls=%write", "copy(%cache)")
     ops = {op.name: op for op in program.read(copied).ops}
@@ -126,6 +139,22 @@ ENTRY %main (w: bf16[512,512]) -> bf16[512,512] {{
 }}
 """
     assert program.read(text).hbm_bytes == 512 * 512 * 2
+
+
+@pytest.mark.parametrize(("begins", "step", "turns"), [(0, 1, 4), (0, 2, 2), (1, 2, 2), (0, 3, 2)])
+def test_a_loop_counts_in_its_own_steps(begins, step, turns):
+    """XLA cuts a product whose weight is gathered into windows, and unrolls the loop over them by two."""
+    types = LOOP.split("%start = ")[1].split(" parameter(0)")[0]
+    text = LOOP.replace(
+        f"%start = {types} parameter(0)",
+        f"%begins = s32[]{{:T(128)}} constant({begins})\n  %copied = s32[]{{:T(128)}} copy(%begins)\n"
+        f"  %start = {types} tuple(%copied, %w, %x, %cache, %at, %new)",
+    )
+    for name in ("w", "x", "cache", "at", "new"):
+        text = text.replace("  %begins =", f"  %{name} = s32[]{{:T(128)}} parameter(0)\n  %begins =")
+    added = f"%step = s32[]{{:T(128)}} constant({step})\n  %more = s32[]{{:T(128)}} add(%i, %step)"
+    text = text.replace("  ROOT %next", f"  {added}\n  ROOT %next").replace("tuple(%i,", "tuple(%more,")
+    assert {op.turns for op in program.read(text).ops if op.opcode == "kernel"} == {turns}
 
 
 def test_a_loop_of_unknown_length_counts_once():
