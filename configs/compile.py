@@ -1,4 +1,4 @@
-"""The engine's steps compiled for chips that are not here: do they fit, how long must they take.
+r"""Steps of serving and training compiled for chips that are not here: do they fit, how long must they take.
 
 Model     llama3-8b by its published dimensions; no weights are needed. --config.model=<name or directory>
 Hardware  8 × TPU v5e, described to its own compiler (pip install 'flexjax[virtual]'); this machine's processor compiles
@@ -9,6 +9,10 @@ Expect    under two minutes on two cores; fits, and a static time of 1.5 to 2 ti
     python -m flexjax.launch --config=configs/compile.py --config.chip=v6e --config.topology=2x4
     python -m flexjax.launch --config=configs/compile.py --config.model=llama3-70b --config.topology=4x4
     python -m flexjax.launch --config=configs/compile.py --config.chip=h200 --config.topology=1
+    python -m flexjax.launch --config=configs/compile.py --config.engine.weight_dtype=int8 \
+        --config.engine.cache_dtype=int8 --config.engine.mesh.tensor=4 --config.engine.mesh.data=2
+    python -m flexjax.launch --config=configs/compile.py --config.chip=v5p --config.topology=2x2x4 \
+        --config.steps=none --config.train.batch_size=64
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +32,6 @@ def get_config():
         max_num_batched_tokens=512,
         page_size=128,  # tokens; the TPU kernel reads whole pages, and many small ones slowly
     )
-    config.steps = "decode"  # "all" takes the mixed steps too
+    config.steps = "decode"  # "all" takes the mixed steps too, "none" leaves serving to the train step
     config.search = True
     return config

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def dtype_promotion(request: pytest.FixtureRequest):
     """Strict, but where optax runs: its Adam raises a float to an integer count and fails under it."""
     name = str(request.path.relative_to(REPOSITORY / "tests"))
-    uses_optax = name.startswith("train/") or name.startswith("jobs/test_train")
+    uses_optax = name.startswith(("train/", "jobs/test_train", "virtual/test_training"))
     with jax.numpy_dtype_promotion("standard" if uses_optax else "strict"):
         yield
 

@@ -23,7 +23,7 @@ ARROWS = {
     "bench": {"engine", "train", "records", "hardware"},
     "sweep": set(),
     "tune": {"engine", "quantize", "kernels", "hardware"},
-    "virtual": {"records", "engine", "quantize", "kernels", "hardware"},
+    "virtual": {"records", "train", "engine", "quantize", "kernels", "hardware"},
     "jobs": {
         "bench",
         "micro",

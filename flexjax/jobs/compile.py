@@ -1,20 +1,32 @@
-"""Compiles every step of the engine for chips that need not be here: fits or not, bytes, static and least time."""
+"""Compiles the steps of serving and training for chips that need not be here: fits or not, bytes, static time."""
 
 import dataclasses
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flexjax import causal_lm
-from flexjax.causal_lm import CausalLM
+from flexjax import causal_lm, kernels
+from flexjax.causal_lm import CausalLM, Family
 from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import aot
 from flexjax.records import Record, environment, store, to_json
-from flexjax.virtual import Budget, StepReport, Target, abstract_model, compile_steps, program_for, report
+from flexjax.virtual import (
+    Budget,
+    StepReport,
+    Target,
+    Training,
+    abstract_model,
+    compile_steps,
+    compile_training,
+    program_for,
+    report,
+)
+from flexjax.virtual.training import ways_to_train
 from flexjax.virtual.ways import ways_to_fit
 
 VERSION = "1"  # Of what the columns mean.
@@ -28,23 +40,45 @@ class Config:
     topology: str = "2x4"  # Chips as a grid: 2x4 (v5e, v6e), 2x2x1 (v4, v5p, 7x); of GPUs 8, or 2x8 in two hosts.
     # Its max_num_seqs contexts of max_model_len tokens are all held at once; mesh None takes the chip's preset.
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
-    steps: Literal["all", "decode"] = "all"  # Of the engine's, those compiled.
+    steps: Literal["all", "decode", "none"] = "all"  # Of the engine's, those compiled.
     search: bool = True  # For the longest context and the largest batch, confirmed by a compile.
+    train: Training | None = None  # The train step too, on a mesh of its own; None leaves it out.
+
+    def __post_init__(self):
+        if self.steps == "none" and self.train is None:
+            raise ValueError("With steps='none' there is nothing to compile but a train step; give train=….")
 
 
 def run(config: Config, workdir: Path) -> int:
+    """0 where everything fits, else 1."""
     console = Console()
     family, hf = causal_lm.family_of(config.model)
+    kernels.forget()
+    fits, rows = _serving(console, family, hf, config, workdir) if config.steps != "none" else (True, [])
+    if config.train is not None:
+        trains, row = _training(console, family, hf, config, config.train)
+        fits, rows = fits and trains, [*rows, row]
+    _print_bodies(console)
+    store.write_json(workdir / "record.json", rows)
+    store.append(workdir / "results.parquet", rows)
+    console.print(f"Records {'and picture ' if (workdir / 'fits.png').is_file() else ''}in {workdir}.", style="dim")
+    return 0 if fits else 1
+
+
+def _serving(
+    console: Console, family: Family, hf: Mapping[str, Any], config: Config, workdir: Path
+) -> tuple[bool, list[Record]]:
+    """Whether every step of the engine fits, and their rows."""
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
     model = abstract_model(family, hf, config.engine, target.chip.platform)
     batch, context = config.engine.max_num_seqs, config.engine.max_model_len or model.config.max_position
     name = Path(config.model).name
-    title = f"{name}, {config.engine.dtype}, {batch} × {context} tokens on {target} (compiled)"
+    bits = _bits(config.engine)
+    title = f"{name}, {bits}, {batch} × {context} tokens on {target} (compiled)"
     budget = Budget.of(model, config.engine, target)
     if budget.missing(batch, context) > 0:
         _explain(console, model, config, target, budget, batch, context, budget.missing(batch, context))
-        _keep(workdir, [report.refusal(target, budget, batch, context, _common(config, fits=False))])
-        return 1
+        return False, [report.refusal(target, budget, batch, context, _common(config, fits=False))]
 
     program = program_for(model, config.engine, target, batch, context)
     shapes = [shape for shape in program.shapes if shape.decodes_only or config.steps == "all"]
@@ -63,15 +97,46 @@ def run(config: Config, workdir: Path) -> int:
     report.print_report(console, reports, title)
     _print_found(console, found, batch, context)
     if largest.fits:
-        figure = report.plot(reports, budget, f"{name} on {config.chip} {config.topology}, {config.engine.dtype}")
+        figure = report.plot(reports, budget, f"{name} on {config.chip} {config.topology}, {bits}")
         figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
     unfit = [r for r in reports if not r.fits]
-    _keep(workdir, report.records(reports, {**_common(config, fits=not unfit), **found}))
     if unfit:
         worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))
         _explain(console, model, config, target, budget, batch, context, worst)
-    console.print(f"Records and picture in {workdir}.", style="dim")
-    return 1 if unfit else 0
+    return not unfit, report.records(reports, {**_common(config, fits=not unfit), **found})
+
+
+def _training(
+    console: Console, family: Family, hf: Mapping[str, Any], config: Config, train: Training
+) -> tuple[bool, Record]:
+    """Whether the train step fits, and its row."""
+    target = Target.for_training(config.chip, config.topology, train.mesh)
+    with console.status(f"Compiling the train step for {config.chip}"):
+        made = compile_training(family, hf, train, target)
+    console.print()
+    again = "layers computed again" if train.loop.recompute_layers else "all activations kept"
+    name = Path(config.model).name
+    report.print_training(console, made, f"{name}, {train.loop.precision} products, {again}, on {target} (compiled)")
+    if not made.fits:
+        console.print(f"{name} on {target}:", style="bold red", highlight=False)
+        for way in ways_to_train(family, hf, made):
+            console.print(f"  • {way}", highlight=False)
+    common = {**_common(config, fits=made.fits), "model.weight_data_types": "float32"}
+    return made.fits, report.training_record(made, common)
+
+
+def _bits(engine: EngineConfig) -> str:
+    """bfloat16; or what of it is held in fewer."""
+    weights, cache = engine.weight_dtype or engine.dtype, engine.cache_dtype or engine.dtype
+    return weights if weights == cache else f"{weights} weights, {cache} cache"
+
+
+def _print_bodies(console: Console) -> None:
+    """Which body of a kernel was compiled, where the first one could not be."""
+    for op, choices in kernels.bodies_used().items():
+        for choice in choices:
+            for name, why in choice.passed_over:
+                console.print(f"{op}: {choice.body} in place of {name}, {why}.", style="yellow", highlight=False)
 
 
 def _search(
@@ -143,8 +208,10 @@ def _explain(
 def _common(config: Config, fits: bool) -> dict[str, Any]:
     """Columns of every row; the machine is the one that compiled, but for its accelerators."""
     host = {name: value for name, value in environment.collect().items() if not name.startswith("system.accelerator")}
+    bodies = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     return {
         **host,
+        "software.kernels": to_json(bodies),
         "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "benchmark.name": "flexjax-compile",
         "benchmark.version": VERSION,
@@ -153,11 +220,6 @@ def _common(config: Config, fits: bool) -> dict[str, Any]:
         "benchmark.loadgen_verdict": "not driven by LoadGen",
         "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
         "model.name": Path(config.model).name,
-        "model.weight_data_types": config.engine.dtype,
+        "model.weight_data_types": config.engine.weight_dtype or config.engine.dtype,
         "model.cache_data_types": config.engine.cache_dtype or config.engine.dtype,
     }
-
-
-def _keep(workdir: Path, rows: list[Record]) -> None:
-    store.write_json(workdir / "record.json", rows)
-    store.append(workdir / "results.parquet", rows)

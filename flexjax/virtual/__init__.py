@@ -1,4 +1,4 @@
-"""The engine's steps on chips that are not here: do they fit, what do they move, how long must they take."""
+"""Serving and training steps on chips that are not here: do they fit, what do they move, how long must they take."""
 
 from flexjax.virtual.budget import Budget as Budget
 from flexjax.virtual.steps import StepReport as StepReport
@@ -6,3 +6,6 @@ from flexjax.virtual.steps import compile_steps as compile_steps
 from flexjax.virtual.target import Target as Target
 from flexjax.virtual.target import abstract_model as abstract_model
 from flexjax.virtual.target import program_for as program_for
+from flexjax.virtual.training import Training as Training
+from flexjax.virtual.training import TrainReport as TrainReport
+from flexjax.virtual.training import compile_training as compile_training

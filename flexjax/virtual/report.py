@@ -13,16 +13,12 @@ from flexjax.records import Record, to_json
 from flexjax.virtual.budget import Budget
 from flexjax.virtual.steps import StepReport
 from flexjax.virtual.target import Target
+from flexjax.virtual.training import TrainReport
 
 GIB, MIB = 2**30, 2**20
 _LEAN: dict[str, Any] = dict(
     title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False
 )
-
-
-def name_of(report: StepReport) -> str:
-    shape = report.shape
-    return f"decode {shape.num_seqs}" if shape.decodes_only else f"mixed {shape.num_rows}"
 
 
 def steps_table(reports: Sequence[StepReport], title: str) -> Table:
@@ -37,7 +33,7 @@ def steps_table(reports: Sequence[StepReport], title: str) -> Table:
         footprint, program = report.compiled.footprint, report.compiled.program
         static, least = report.static_seconds, report.least_seconds
         table.add_row(
-            name_of(report),
+            report.name,
             f"{report.weights / GIB:.2f}",
             f"{report.cache / GIB:.2f}",
             f"{footprint.temporaries / MIB:.1f}",
@@ -53,9 +49,34 @@ def steps_table(reports: Sequence[StepReport], title: str) -> Table:
     return table
 
 
-def slowest_table(report: StepReport) -> Table:
+def training_table(report: TrainReport, title: str) -> Table:
+    """The one row of a train step that fits."""
+    table = Table(title=title, **_LEAN)
+    table.add_column("step", no_wrap=True)
+    columns = "weights optim. temp read sent flops static least ratio tokens/s".split()
+    units = ["GiB", "GiB", "GiB", "GB", "GB", "T", "s", "s", "", ""]
+    for name, unit in zip(columns, units, strict=True):
+        table.add_column(f"{name}\n{unit}", justify="right", no_wrap=True)
+    program, static, least = report.compiled.program, report.static_seconds, report.least_seconds
+    table.add_row(
+        report.name,
+        f"{report.weights / GIB:.2f}",
+        f"{report.optimizer / GIB:.2f}",
+        f"{report.compiled.footprint.temporaries / GIB:.2f}",
+        f"{program.hbm_bytes / 1e9:.1f}",
+        f"{program.sent_bytes / 1e9:.1f}",
+        f"{program.flops / 1e12:.1f}",
+        f"{static:.2f}",
+        f"{least:.2f}",
+        f"{static / least:.2f}",
+        f"{report.tokens / static:,.0f}",
+    )
+    return table
+
+
+def slowest_table(report: StepReport | TrainReport) -> Table:
     """The five kinds of op that hold a step back."""
-    title = f"What holds back {name_of(report)}, {1e3 * report.static_seconds:.2f} ms"
+    title = f"What holds back {report.name}, {1e3 * report.static_seconds:.2f} ms"
     table = Table(title=title, expand=True, **_LEAN)
     table.add_column("op", ratio=1, no_wrap=True, overflow="ellipsis")
     for name in ("turns", "MB", "cycles", "ms", "share"):
@@ -72,7 +93,7 @@ def print_report(console: Console, reports: Sequence[StepReport], title: str) ->
     console.print(steps_table(reports, title))
     for report in reports:
         if not report.fits:
-            console.print(f"{name_of(report)} does not fit: {_missing_gib(report):.2f} GiB missing", style="red")
+            console.print(f"{report.name} does not fit: {_missing_gib(report):.2f} GiB missing", style="red")
     for decodes in (True, False):
         fitting = [r for r in reports if r.fits and r.shape.decodes_only == decodes]
         if fitting:
@@ -84,6 +105,15 @@ def print_report(console: Console, reports: Sequence[StepReport], title: str) ->
         "rates. least: weights and live cache at full bandwidth, or products at peak. Nothing here is measured.",
         style="dim",
     )
+
+
+def print_training(console: Console, report: TrainReport, title: str) -> None:
+    if report.fits:
+        console.print(training_table(report, title))
+        console.print()
+        console.print(slowest_table(report))
+    else:
+        console.print(f"{report.name} does not fit: {_missing_gib(report):.2f} GiB missing", style="red")
 
 
 def static_seconds_at(report: StepReport, context: int) -> float:
@@ -150,20 +180,49 @@ def _system(target: Target) -> dict[str, Any]:
     }
 
 
+def training_record(report: TrainReport, common: Mapping[str, Any]) -> Record:
+    """The row of a train step."""
+    config = report.config
+    columns = {
+        **_system(report.target),
+        "submission.scenario": "train",
+        "technique.name": report.name,
+        "technique.batch": config.batch_size,
+        "technique.length_tokens": config.length,
+        "technique.recompute_layers": config.loop.recompute_layers,
+        "metrics.optimizer_bytes": report.optimizer,
+        **_outcome(report),
+    }
+    if report.fits:
+        columns["metrics.static_tokens_per_s"] = report.tokens / report.static_seconds
+        columns["metrics.least_tokens_per_s"] = report.tokens / report.least_seconds
+    return Record.of({**common, **columns})
+
+
 def _columns(report: StepReport) -> dict[str, Any]:
     shape = report.shape
     columns: dict[str, Any] = {
         **_system(report.target),
         "submission.scenario": "decode" if shape.decodes_only else "mixed",
-        "technique.name": name_of(report),
+        "technique.name": report.name,
         "technique.batch": shape.num_seqs,
         "technique.rows": shape.num_rows,
         "technique.context_tokens": report.context,
+        "metrics.cache_bytes": report.cache,
+        "metrics.live_cache_bytes": report.live_cache,
+        **_outcome(report),
+    }
+    if report.fits:
+        columns["metrics.static_tokens_per_s"] = report.tokens_per_s(report.static_seconds)
+        columns["metrics.least_tokens_per_s"] = report.tokens_per_s(report.least_seconds)
+    return columns
+
+
+def _outcome(report: StepReport | TrainReport) -> dict[str, Any]:
+    columns: dict[str, Any] = {
         "metrics.kind": "compiled",
         "metrics.fits": report.fits,
         "metrics.weights_bytes": report.weights,
-        "metrics.cache_bytes": report.cache,
-        "metrics.live_cache_bytes": report.live_cache,
         "metrics.compile_s": report.outcome.seconds,
         "metrics.compile_s_kind": "measured",
     }
@@ -184,11 +243,9 @@ def _columns(report: StepReport) -> dict[str, Any]:
         "metrics.static_ms": 1e3 * report.static_seconds,
         "metrics.least_ms": 1e3 * report.least_seconds,
         "metrics.static_over_least": report.static_seconds / report.least_seconds,
-        "metrics.static_tokens_per_s": report.tokens_per_s(report.static_seconds),
-        "metrics.least_tokens_per_s": report.tokens_per_s(report.least_seconds),
         "metrics.slowest_ops": "; ".join(f"{part.name} {1e3 * part.seconds:.3f} ms" for part in report.slowest),
     }
 
 
-def _missing_gib(report: StepReport) -> float:
+def _missing_gib(report: StepReport | TrainReport) -> float:
     return getattr(report.outcome, "missing_bytes", 0) / GIB

@@ -23,6 +23,10 @@ class StepReport:
     target: Target
 
     @property
+    def name(self) -> str:
+        return f"decode {self.shape.num_seqs}" if self.shape.decodes_only else f"mixed {self.shape.num_rows}"
+
+    @property
     def fits(self) -> bool:
         return isinstance(self.outcome, aot.Compiled)
 
@@ -55,10 +59,6 @@ class StepReport:
         return self.target.num_replicas * self.shape.num_rows / seconds
 
 
-# Without a GPU there is nothing to time candidate kernels on.
-_DESCRIBED_OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}}
-
-
 def _turns(shape: StepShape, context: int, page_size: int) -> dict[str, int]:
     """Of the loops of plain-JAX attention, with every sequence at full context."""
     block = max(1, xla.BLOCK_TOKENS // page_size) * page_size
@@ -81,7 +81,7 @@ def compile_steps(
     """
     shapes = list(program.shapes if shapes is None else shapes)
     platform = target.chip.platform
-    options = _DESCRIBED_OPTIONS.get(platform) or compiler_options(program.config, platform)
+    options = target.compiler_options or compiler_options(program.config, platform)
     weights, cache = aot.device_bytes(program.weights), aot.device_bytes(program.cache)
 
     def report(shape: StepShape, outcome: aot.Compiled | aot.TooLarge) -> StepReport:

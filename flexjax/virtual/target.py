@@ -1,7 +1,8 @@
 """What is compiled, and for what: a model without weights, the engine's steps, described devices."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,10 +18,14 @@ from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
 from flexjax.quantize import quantize_weights
 
+MOST_DEVICES = 256  # Of the larger grids that are tried.
+# Without a GPU there is nothing to time candidate kernels on.
+_DESCRIBED_OPTIONS: Mapping[str, dict[str, Any]] = {"gpu": {"xla_gpu_autotune_level": 0}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """So many described chips, cut into replicas of the model that share a mesh each."""
+    """So many described chips, cut into replicas of the model that share a mesh each; training is one replica."""
 
     chip: Chip
     topology: str
@@ -38,8 +43,32 @@ class Target:
         parts = replicas(make_mesh(config, devices))
         return cls(chip, topology_name, len(devices), parts[0], len(parts), Limits.of(chip, dtype))
 
+    @classmethod
+    def for_training(cls, chip_name: str, topology_name: str, mesh: MeshConfig | None) -> "Target":
+        """One mesh of all chips; None takes their training preset."""
+        chip = chips.find(chip_name)
+        devices = topology.devices(chip, topology_name)
+        config = mesh or preset(chip.name, len(devices), "training")
+        return cls(chip, topology_name, len(devices), make_mesh(config, devices), 1, Limits.of(chip, "bfloat16"))
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        return _DESCRIBED_OPTIONS.get(self.chip.platform)
+
+    def larger(self) -> Iterator[tuple[str, int]]:
+        """Grids of twice, four times … as many chips, and their devices; the shortest side doubles."""
+        sizes = [int(size) for size in self.topology.split("x")]
+        per_chip = self.num_devices // math.prod(sizes)
+        while math.prod(sizes) * per_chip * 2 <= MOST_DEVICES:
+            shortest = len(sizes) - 1 if self.chip.platform == "gpu" else sizes.index(min(sizes))
+            sizes[shortest] *= 2
+            yield "x".join(map(str, sizes)), math.prod(sizes) * per_chip
+
     def __str__(self) -> str:
+        axes = {axis: size for axis, size in self.mesh.shape.items() if size > 1}
         split = f"tensor parallel over {self.mesh.size}"
+        if axes.keys() - {"tensor"}:
+            split = " × ".join(f"{axis} {size}" for axis, size in axes.items())
         copies = f", {self.num_replicas} replicas" if self.num_replicas > 1 else ""
         return f"{self.num_devices} × {self.chip.full_name} ({self.topology}), {split}{copies}"
 

@@ -1,15 +1,11 @@
 """What to do about a model that does not fit: more chips, fewer bits, less context, each with its figures."""
 
-import math
-from collections.abc import Iterator
-
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.virtual.budget import Budget
-from flexjax.virtual.target import Target
+from flexjax.virtual.target import MOST_DEVICES, Target
 
-MOST_DEVICES = 256
 GIB = 2**30
 # Name, and the size of weights and of cache against 16 bits; a group of 32 int4 weights has a scale of 16 bits.
 NARROWER = (("int8 weights and cache", 8 / 16, 8 / 16), ("int4 weights, int8 cache", 4.5 / 16, 8 / 16))
@@ -27,7 +23,7 @@ def ways_to_fit(
 
 
 def _more_chips(model: CausalLM, engine: EngineConfig, target: Target, batch: int, context: int) -> str:
-    for topology, num_devices in _larger(target):
+    for topology, num_devices in target.larger():
         try:
             larger = Target.of(target.chip.name, topology, MeshConfig(tensor=num_devices), engine.dtype)
             budget = Budget.of(model, engine, larger)
@@ -39,16 +35,6 @@ def _more_chips(model: CausalLM, engine: EngineConfig, target: Target, batch: in
                 f"{budget.needed(batch, context) / GIB:.1f} of {budget.available / GIB:.1f} GiB a device"
             )
     return f"more chips: none of the grids up to {MOST_DEVICES} devices holds it; choose a chip with more memory"
-
-
-def _larger(target: Target) -> Iterator[tuple[str, int]]:
-    """Grids of twice, four times … as many chips, and their devices; the shortest side doubles."""
-    sizes = [int(size) for size in target.topology.split("x")]
-    per_chip = target.num_devices // math.prod(sizes)
-    while math.prod(sizes) * per_chip * 2 <= MOST_DEVICES:
-        shortest = len(sizes) - 1 if target.chip.platform == "gpu" else sizes.index(min(sizes))
-        sizes[shortest] *= 2
-        yield "x".join(map(str, sizes)), math.prod(sizes) * per_chip
 
 
 def _fewer_bits(budget: Budget, batch: int, context: int) -> str:
