@@ -4,7 +4,7 @@ from flexjax.quantize.cache import cache_scale as cache_scale
 from flexjax.quantize.packed import PackedTable as PackedTable
 from flexjax.quantize.packed import PackedWeight as PackedWeight
 from flexjax.quantize.table import QuantizedTable as QuantizedTable
-from flexjax.quantize.table import lookup as lookup
+from flexjax.quantize.table import table_operand as table_operand
 from flexjax.quantize.weights import FORMATS as FORMATS
 from flexjax.quantize.weights import QuantizedWeight as QuantizedWeight
 from flexjax.quantize.weights import Weight as Weight

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class QuantizedTable(nnx.Module):
@@ -20,6 +20,17 @@ class QuantizedTable(nnx.Module):
         self.scale = nnx.Param(scale, axes=axes[:1])
         self.dtype = table.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    def get_metadata(self, name: str) -> Any:
+        return self.values.get_metadata(name)
+
     def rows(self, tokens: Int[Array, "*T"]) -> Float[Array, "*T D"]:
         found = self.values[...][tokens].astype(jnp.float32)
         return (found * jnp.broadcast_to(self.scale[...][tokens][..., None], found.shape)).astype(self.dtype)
@@ -28,6 +39,8 @@ class QuantizedTable(nnx.Module):
 Table = nnx.Param | QuantizedTable
 
 
-def lookup(table: Any, tokens: Int[Array, "*T"]) -> Float[Array, "*T D"]:
-    """The vectors of tokens, in the model's dtype."""
-    return table[...][tokens] if isinstance(table, nnx.Param) else table.rows(tokens)
+def table_operand(table: Table, dtype: Any) -> tuple[Shaped[Array, "V D"], Float[Array, "V"] | None]:
+    """The table as the matrix of a product, and the scale of its output channels; None scales nothing."""
+    if isinstance(table, QuantizedTable):
+        return table.values[...].astype(dtype), table.scale[...]
+    return table[...], None

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from flexjax.quantize.table import QuantizedTable
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -68,15 +70,20 @@ Weight = nnx.Param | QuantizedWeight
 
 
 def quantize_weights[T](model: T, name: str) -> T:
-    """The model itself with its projections in the format of that name, one after the other: no second copy."""
+    """The model itself with its projections in the format of that name, one after the other: no second copy. A table
+    that the logits are made with too (`tied` in its metadata) becomes int8 in every format."""
     if name not in FORMATS:
         raise ValueError(f"Weights can be rounded to {' or '.join(FORMATS)}; got {name!r}.")
     for path, parameter in nnx.to_flat_state(nnx.state(model)):
-        if "summed" in parameter.get_metadata():
+        metadata = parameter.get_metadata()
+        if "summed" in metadata or metadata.get("tied"):
             holder: Any = model
             for part in path[:-1]:
                 holder = holder[part] if isinstance(part, int) else getattr(holder, str(part))
-            setattr(holder, str(path[-1]), QuantizedWeight(parameter, name))
+            projection = "summed" in metadata
+            setattr(
+                holder, str(path[-1]), QuantizedWeight(parameter, name) if projection else QuantizedTable(parameter)
+            )
     return model
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
-from flexjax.quantize import Weight, operand
+from flexjax.quantize import QuantizedTable, Weight, operand, table_operand
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
 from models.transformer.scan import Scan
@@ -223,7 +223,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         make = Maker(config, dtype, rngs)
         self.config = config
-        self.embedding = make("vocab", "embed", init=normal(0.02))
+        self.embedding = make("vocab", "embed", init=normal(0.02), tied=config.tied_embeddings)
         self.position_embedding = make("position", "embed", init=normal(0.02)) if config.learned_positions else None
         self.blocks = nnx.List([Block(config, make) for _ in config.layers])
         self.final_norm = Norm(config, make, "embed", config.norm)
@@ -284,7 +284,8 @@ class Transformer(nnx.Module):
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config
-        x = looked_up(self.embedding[...], tokens)
+        table = self.embedding
+        x = table.rows(tokens) if isinstance(table, QuantizedTable) else looked_up(table[...], tokens)
         if config.scaled_embeddings:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:
@@ -309,7 +310,9 @@ class Transformer(nnx.Module):
         """Float32 logits, soft-capped where the architecture says so."""
         if self.unembedding is None:
             hidden = beside(hidden, self.embedding, axis=1)
-            logits = jnp.einsum("...D,VD->...V", hidden, self.embedding[...], preferred_element_type=jnp.float32)
+            table, scale = table_operand(self.embedding, hidden.dtype)
+            logits = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+            logits = scaled(logits, scale)
         else:
             logits = project(hidden, self.unembedding, None)
         return softcapped(logits, self.config.final_softcap)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flexjax.quantize import PackedTable, PackedWeight, lookup
+from flexjax.quantize import PackedTable, PackedWeight
 from flexjax.quantize.packed import Norm as FoldedNorm
 from models.transformer.config import TransformerConfig
 from models.transformer.modeling import ACTIVATIONS, Attend, Block, Norm, RopeTables, Transformer, add, softcapped
@@ -99,6 +99,7 @@ class PackedTransformer(Transformer):
 
     rows_apart = True
     blocks: Any
+    embedding: Any
 
     def __init__(self, model: Transformer, activation_dtype: str | None):
         config = self.config = model.config
@@ -114,7 +115,7 @@ class PackedTransformer(Transformer):
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config
-        x = lookup(self.embedding, tokens)
+        x = self.embedding.rows(tokens) if self.unembedding is None else self.embedding[...][tokens]
         if config.scaled_embeddings:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if self.position_embedding is not None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,21 @@ def test_projections_alone_are_rounded_and_carry_their_axes(name):
     assert kinds["unembedding.values"] == name
     for n, axes, value in parameters(model):
         assert len(axes) == value.ndim, n
+
+
+def test_a_tied_table_is_rounded_to_int8_with_one_scale_a_token():
+    config = dataclasses.replace(CONFIG, tied_embeddings=True)
+    real = build(config, dtype=jnp.float32)
+    rounded = quantize_weights(build(config, dtype=jnp.float32), "int4")
+    table = rounded.embedding
+    assert (table.values.dtype, table.scale.shape) == (jnp.int8, (96,))
+    tokens = jnp.array([[0, 5, 95]])
+    wide = real.embedding[...][tokens]
+    worst = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) / 254
+    assert jnp.all(jnp.abs(table.rows(tokens) - wide) <= 1.001 * jnp.broadcast_to(worst, wide.shape))
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((3, 64)), jnp.float32)
+    want, got = real.logits(hidden), rounded.logits(hidden)
+    assert 0 < jnp.sqrt(jnp.mean(jnp.square(got - want))) < 0.01 * jnp.std(want)
 
 
 # Each product adds an error of about the largest weight / 127 / √12, or / 7 / √12, and fourteen follow one another.

@@ -33,6 +33,7 @@ constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
 constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
 constexpr int kManyRows = 256;     // rows of a task, at most
+constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use
 constexpr int kFewRows = 4;        // up to so many are quicker without AMX, whose tiles are slow to load from memory
 
 constexpr int ElementsOfLine(Format f) { return 1 << f; }
