@@ -126,6 +126,10 @@ class Stackable(Protocol):
         """
         ...
 
+    def unstacked(self) -> CausalLM:
+        """The same model with one array a layer."""
+        ...
+
 
 @runtime_checkable
 class Recomputing(Protocol):

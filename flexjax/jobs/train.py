@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flexjax.causal_lm import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.train import corpus
 from flexjax.train.data import DataConfig, PackedBatches, tokenize
-from flexjax.train.loop import Trainer
+from flexjax.train.loop import Trainer, is_first
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.plot import plot_loss
 from flexjax.train.step import LoopConfig, TrainProgram
@@ -51,14 +52,18 @@ class Config:
 
 
 def run(config: Config, workdir: Path) -> int:
-    """Trains, or goes on where `workdir` stopped; leaves model/, loss.csv and loss.png in it."""
+    """Trains, or goes on where `workdir` stopped; leaves model/, loss.csv and loss.png in it.
+
+    Several processes need a workdir on a file system that they share.
+    """
     mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()
     tokenizer_home = Path(config.tokenizer or workdir / "model")
-    if not config.tokenizer and not (tokenizer_home / "tokenizer.json").is_file():
+    if not config.tokenizer and is_first() and not (tokenizer_home / "tokenizer.json").is_file():
         fresh = train_tokenizer((d.text for d in documents), config.vocab_size)
         save_tokenizer(fresh, tokenizer_home, config.model["max_position_embeddings"])
+    multihost_utils.sync_global_devices("tokenizer")
     tokenizer = load_tokenizer(tokenizer_home)
     if tokenizer.get_vocab_size() != config.vocab_size:
         raise ValueError(
@@ -79,7 +84,10 @@ def run(config: Config, workdir: Path) -> int:
     )
 
     def export(trainer: Trainer) -> None:
-        family.save(trainer.model(jnp.bfloat16), workdir / "model")
+        model = trainer.host_model(jnp.bfloat16)
+        if model is None:
+            return
+        family.save(model, workdir / "model")
         save_tokenizer(tokenizer, workdir / "model", config.model["max_position_embeddings"])
         plot_loss(workdir / "loss.csv", workdir / "loss.png")
 

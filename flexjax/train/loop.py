@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -33,9 +34,6 @@ class TrainState:
     params: Any
     optimizer: Any
     step: int
-
-    def tree(self) -> dict[str, Any]:
-        return {"params": nnx.to_pure_dict(self.params), "optimizer": jax.tree.leaves(self.optimizer)}
 
 
 class Trainer:
@@ -65,9 +63,16 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.state = self._resumed() or self._begun((first or program.fresh)())
 
-    def model(self, dtype: Any = jnp.float32) -> CausalLM:
-        """The model with the present weights, in `dtype`."""
-        return nnx.merge(self.program.graph, jax.tree.map(lambda p: p.astype(dtype), self.state.params))
+    def host_model(self, dtype: Any) -> CausalLM | None:
+        """The model with the present weights in `dtype`, in the memory of the host of process 0; None in the others,
+        which must call it too."""
+
+        def gather(parameter: Array) -> np.ndarray | None:  # One at a time, so that no device holds two whole ones.
+            whole = multihost_utils.process_allgather(parameter.astype(dtype), tiled=True)
+            return whole if is_first() else None
+
+        params = jax.tree.map(gather, self.state.params)
+        return nnx.merge(self.program.graph, params) if is_first() else None
 
     def run(self, on_checkpoint: Callable[["Trainer"], None]) -> None:
         """Trains to `loop.steps`; `on_checkpoint` is called after each state that is kept.
@@ -94,7 +99,7 @@ class Trainer:
                             f"optimizer.learning_rate; the last state kept is of step {self.checkpoints.latest_step}."
                         )
                 if kept:
-                    self.checkpoints.save(step, self.state.tree())
+                    self.checkpoints.save(step, _tree(self.program.kept(self.state.params, self.state.optimizer)))
                     on_checkpoint(self)
 
     def _advance(self, inputs: np.ndarray, targets: np.ndarray) -> Float[Array, ""]:
@@ -115,25 +120,41 @@ class Trainer:
                 f"{self.workdir} has trained {step} steps and loop.steps is {self.loop.steps}: give more steps or "
                 "another workdir."
             )
-        like = TrainState(self.program.params, self.program.optimizer, step)
-        saved = self.checkpoints.restore(like.tree())
-        params = jax.tree.map(lambda x: x, like.params)  # A copy, to be filled.
+        like_params, like_optimizer = self.program.kept_as
+        saved = self.checkpoints.restore(_tree(self.program.kept_as))
+        params = jax.tree.map(lambda x: x, like_params)  # A copy, to be filled.
         nnx.replace_by_pure_dict(params, saved["params"])
-        return TrainState(params, jax.tree.unflatten(jax.tree.structure(like.optimizer), saved["optimizer"]), step)
+        optimizer = jax.tree.unflatten(jax.tree.structure(like_optimizer), saved["optimizer"])
+        params, optimizer = self.program.regained((params, optimizer))
+        return TrainState(params, optimizer, step)
+
+
+def _tree(kept: tuple[Any, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the parameters and the optimiser's state."""
+    params, optimizer = kept
+    return {"params": nnx.to_pure_dict(params), "optimizer": jax.tree.leaves(optimizer)}
+
+
+def is_first() -> bool:
+    """Whether this process writes what several need once."""
+    return jax.process_index() == 0
 
 
 class LossLog:
-    """loss.csv: the mean loss of every few steps. Rows past the step that a run resumes from are dropped."""
+    """loss.csv: the mean loss of every few steps, written by process 0. Rows past the step that a run resumes from are
+    dropped."""
 
     def __init__(self, path: Path, step: int, tokens_per_step: int, learning_rate: optax.Schedule):
         self.path = path
         self.tokens_per_step, self.learning_rate = tokens_per_step, learning_rate
         kept = [row for row in (read_log(path) if path.is_file() else []) if row["step"] <= step]
         self.train_s = kept[-1]["train_s"] if kept else 0.0
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+        self.writes = is_first()
+        if self.writes:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
         self._started = time.perf_counter()
 
     def write(self, step: int, losses: Sequence[Array]) -> dict[str, Any]:
@@ -150,8 +171,9 @@ class LossLog:
             "tokens_per_s": round(len(losses) * self.tokens_per_step / seconds, 1),
             "train_s": round(self.train_s, 2),
         }
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+        if self.writes:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(row)
         return row
 
 
@@ -164,4 +186,4 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _progress() -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[speed]}"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not is_first())

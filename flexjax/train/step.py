@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import CausalLM, Recomputing, Stackable, parameters
 from flexjax.engine.step import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
-from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
+from flexjax.hardware.sharding import TRAINING, Finding, Rules, abstract, check, refuse_idle_axes, sharding
 from flexjax.train.bfloat16_projections import with_bfloat16_projections
+from flexjax.train.form import KEPT, reformed
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 Precision = Literal["float32", "bfloat16"]
@@ -67,13 +68,19 @@ class TrainProgram:
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         self.loop = loop
         self.learning_rate = schedule(optimizer, loop.steps)
-        self._build = lambda: arranged(build(), self.mesh, loop)
-        model = nnx.eval_shape(self._build)
+        self._build = build
+        self._arranged = lambda model: arranged(model, self.mesh, loop)
+        model = nnx.eval_shape(lambda: self._arranged(build()))
         self._arrays = parameters(model)
         self.graph, params = nnx.split(model)
         self.update = make_optimizer(optimizer, loop.steps, params)
         self.params = self._abstract(params)
         self.optimizer = self._abstract(jax.eval_shape(self.update.init, params))
+        self._loops = in_loops(model, self.mesh)
+        self.kept_as = (self.params, self.optimizer)
+        if self._loops:
+            self.kept_as = self._abstract(jax.eval_shape(self._unstack, self.kept_as), KEPT)
+        self._unstacked = self._made(self._unstack, self.kept_as)
         out = (shardings_of(self.params), shardings_of(self.optimizer), self.whole)
         self._jitted = jax.jit(self._step(), donate_argnums=(0, 1), out_shardings=out)
 
@@ -104,11 +111,25 @@ class TrainProgram:
 
     def fresh(self) -> Any:
         """The parameters that `build` makes, each made where it stays: no device holds the whole."""
-        return self._made(lambda: nnx.split(self._build())[1], self.params)()
+        return self._made(lambda: nnx.split(self._arranged(self._build()))[1], self.params)()
 
     def fresh_optimizer(self, params: Any) -> Any:
         """The optimiser's state before the first step."""
         return self._made(self.update.init, self.optimizer)(params)
+
+    def kept(self, params: Any, optimizer: Any) -> Any:
+        """Both as they are kept (`kept_as`): an array a layer, split over the mesh."""
+        if not self._loops:
+            return params, optimizer
+        return self._unstacked((params, optimizer))
+
+    def regained(self, kept: Any) -> Any:
+        """`params` and `optimizer` of what was kept."""
+        if not self._loops:
+            return kept
+        graph = nnx.split(nnx.eval_shape(self._build))[0]
+        stack = lambda kept: reformed(kept, graph, self._arranged)
+        return self._made(stack, (self.params, self.optimizer))(kept)
 
     def inspect(self, batch_size: int, length: int) -> list[Finding]:
         """The arrays that take more memory than their rules intend; ValueError for a mesh axis that splits nothing."""
@@ -116,12 +137,19 @@ class TrainProgram:
         refuse_idle_axes([*self._arrays, tokens], self.mesh, TRAINING)
         return check(self._arrays, self.mesh, TRAINING)
 
+    def _unstack(self, state: Any) -> Any:
+        return reformed(state, self.graph, lambda model: model.unstacked() if isinstance(model, Stackable) else model)
+
     def _made(self, function: Callable[..., Any], like: Any) -> Callable[..., Any]:
-        made = jax.jit(function, out_shardings=shardings_of(like))
+        """`function` compiled for results placed, and put together, as `like`."""
+        made = jax.jit(
+            lambda *args: jax.tree.leaves(function(*args)),
+            out_shardings=[x.sharding for x in jax.tree.leaves(like)],
+        )
 
         def run(*args: Any) -> Any:
             with jax.set_mesh(self.mesh):
-                return made(*args)
+                return jax.tree.unflatten(jax.tree.structure(like), made(*args))
 
         return run
 
@@ -142,12 +170,12 @@ class TrainProgram:
                     f"{-(-size // ways) * ways}, or give devices to other axes of the mesh."
                 )
 
-    def _abstract(self, tree: Any) -> Any:
+    def _abstract(self, tree: Any, rules: Rules = TRAINING) -> Any:
         """Shapes, dtypes and shardings; what is no parameter, nor shaped as one, is whole on every device."""
 
         def one(leaf: Any) -> Any:
             if isinstance(leaf, nnx.Variable):
-                return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata("axes"), self.mesh, TRAINING))
+                return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata("axes"), self.mesh, rules))
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.whole)
 
         return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -167,14 +195,18 @@ class TrainProgram:
         return step
 
 
+def in_loops(model: CausalLM, mesh: Mesh) -> bool:
+    """Whether that mesh trains the model with its layers in a loop: where the compiler wants it, or in stages."""
+    wanted = mesh.devices.flat[0].platform in STACKED_BACKENDS
+    return mesh.shape["stage"] > 1 or (wanted and isinstance(model, Stackable))
+
+
 def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
     """The model in the form in which that mesh trains it."""
-    stages = mesh.shape["stage"]
-    if stages > 1 or mesh.devices.flat[0].platform in STACKED_BACKENDS:
-        if isinstance(model, Stackable):
-            model = model.stacked(stages=stages, microbatches=loop.microbatches)
-        elif stages > 1:
+    if in_loops(model, mesh):
+        if not isinstance(model, Stackable):
             raise ValueError(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
+        model = model.stacked(stages=mesh.shape["stage"], microbatches=loop.microbatches)
     if loop.recompute_layers:
         if not isinstance(model, Recomputing):
             raise ValueError(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))

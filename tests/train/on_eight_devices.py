@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 from flax import nnx
 
 from flexjax.hardware.mesh import MeshConfig, make_mesh, presets
+from flexjax.train.data import DataConfig, PackedBatches
+from flexjax.train.loop import Trainer, read_log
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.step import LoopConfig, TrainProgram, cross_entropy
-from models.transformer import TransformerConfig, build, config_from_hf
+from models.transformer import Layer, Rope, TransformerConfig, build, config_from_hf
 
 GOLDEN = Path(__file__).parents[1] / "models/transformer/golden"
 ARCHITECTURES = sorted(p.parent.name for p in GOLDEN.glob("*/config.json"))
@@ -31,7 +35,7 @@ def config_of(architecture: str) -> TransformerConfig:
 
 
 def program_of(config: TransformerConfig, mesh: MeshConfig, **loop) -> TrainProgram:
-    devices = jax.devices()[: np.prod([*mesh.sizes.values()])]
+    devices = jax.devices()[: math.prod(mesh.sizes.values())]
     model = functools.partial(build, config, dtype=jnp.float32)
     return TrainProgram(model, OptimizerConfig(warmup_steps=1), LoopConfig(steps=9, **loop), make_mesh(mesh, devices))
 
@@ -74,3 +78,91 @@ def test_loss_and_gradients_are_those_of_one_device(mesh, weights, alone):
         largest = max(np.abs(g).max() for g in jax.tree.leaves(want))
         for (path, g), w in zip(nnx.to_flat_state(gradients), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g[...], w, rtol=0, atol=2e-6 * largest, err_msg=f"{name}: {path}")
+
+
+SMALL = TransformerConfig(
+    architecture="LlamaForCausalLM", vocab_size=64, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48,
+    max_position=64, layers=(Layer(rope=Rope()),) * 4, tied_embeddings=True,
+)  # fmt: skip
+
+
+class Counting(PackedBatches):
+    """Counting upwards, again and again: easy to learn."""
+
+    def __init__(self):
+        documents = [np.arange(start, start + 40, dtype=np.int32) % 64 for start in range(50)]
+        super().__init__(documents, DataConfig(batch_size=BATCH, sequence_length=LENGTH))
+
+
+ONE, FSDP, FSDP_TENSOR = MeshConfig(), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)
+MIXED, STAGES = MeshConfig(fsdp=2, sequence=2, tensor=2), MeshConfig(stage=2, fsdp=2, tensor=2)
+RUNS = {ONE: {}, FSDP_TENSOR: {}, MIXED: dict(recompute_layers=True), STAGES: dict(microbatches=4)}
+
+
+def trainer(workdir: Path, mesh: MeshConfig, **loop) -> Trainer:
+    devices = jax.devices()[: math.prod(mesh.sizes.values())]
+    config = LoopConfig(steps=4, log_every=1, checkpoint_every=2, precision="float32", **loop)
+    model = functools.partial(build, SMALL, dtype=jnp.float32)
+    program = TrainProgram(model, OptimizerConfig(learning_rate=1e-2, warmup_steps=1), config, make_mesh(mesh, devices))
+    return Trainer(program, Counting(), workdir)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[MeshConfig, Trainer]:
+    """Four steps on each mesh, with checkpoints after two and four."""
+    done = {}
+    for i, (mesh, loop) in enumerate(RUNS.items()):
+        done[mesh] = trainer(tmp_path_factory.mktemp(f"run{i}"), mesh, **loop)
+        done[mesh].run(on_checkpoint=lambda _: None)
+    return done
+
+
+def losses(workdir: Path) -> list[float]:
+    return [row["loss"] for row in read_log(workdir / "loss.csv")]
+
+
+def kept(run: Trainer) -> list[np.ndarray]:
+    """The weights and moments, an array a layer, whichever mesh has trained them."""
+    return [np.asarray(x) for x in jax.tree.leaves(run.program.kept(run.state.params, run.state.optimizer))]
+
+
+def assert_same_run(one: Trainer, other: Trainer) -> None:
+    """Float32 sums in another order. Adam divides a gradient by its size, so that the last places of a small one
+    become a part of a step, whose length is 1e-2."""
+    np.testing.assert_allclose(losses(one.workdir), losses(other.workdir), rtol=1e-5)
+    for a, b in zip(kept(one), kept(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("mesh", [FSDP_TENSOR, MIXED, STAGES], ids=str)
+def test_a_run_on_a_mesh_is_that_on_one_device(mesh, runs):
+    assert_same_run(runs[mesh], runs[ONE])
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (ONE, FSDP_TENSOR), (FSDP_TENSOR, ONE), (FSDP_TENSOR, FSDP), (MIXED, FSDP_TENSOR),
+        (FSDP_TENSOR, STAGES), (STAGES, FSDP_TENSOR), (STAGES, ONE),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_is_restored_on_another_mesh(first, then, runs):
+    """To the bit, each device with its own part alone."""
+    restored = trainer(runs[first].workdir, then, **RUNS.get(then, {}))
+    assert restored.state.step == 4
+    for a, b in zip(kept(restored), kept(runs[first]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    like = jax.tree.leaves((restored.program.params, restored.program.optimizer))
+    arrays = jax.tree.leaves((restored.state.params, restored.state.optimizer))
+    assert all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in zip(arrays, like, strict=True))
+
+
+@pytest.mark.parametrize(("first", "then"), [(FSDP_TENSOR, ONE), (ONE, STAGES)], ids=str)
+def test_a_run_goes_on_on_another_mesh(first, then, runs, tmp_path):
+    shutil.copytree(runs[first].workdir, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    run = trainer(tmp_path, then, **RUNS[then])
+    assert run.state.step == 2
+    run.run(on_checkpoint=lambda _: None)
+    assert_same_run(run, runs[ONE])
