@@ -91,7 +91,8 @@ class Instruction:
 
     def setting(self, name: str) -> int | None:
         """An integer of the backend's own notes, such as `estimated_cycles`."""
-        found = re.search(rf'"{name}":"?(\d+)', self.attributes)
+        quote = r'(?:"|\\22)'  # Escaped where the notes stand within a string.
+        found = re.search(rf'{quote}{name}{quote}: ?"?(\d+)', self.attributes)
         return int(found[1]) if found else None
 
 

@@ -84,7 +84,8 @@ def triton_call(*args: Any, kernel: Any, out_type: Any, grid: int | Sequence[int
 
 @functools.cache
 def _mend_bfloat16() -> None:
-    """Triton 3.9 interprets a dot of bfloat16 as one of its bits, and cuts where the GPU rounds to even."""
+    """Triton 3.9 interprets a dot of bfloat16 as one of its bits, does not widen integers to it, and cuts where the GPU
+    rounds to even."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
 
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
@@ -94,7 +95,7 @@ def _mend_bfloat16() -> None:
         return dot(self, a, b, sums, *options)
 
     def mended_cast(self, source, target):
-        if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
+        if source.dtype.scalar != tl.bfloat16 and target.scalar == tl.bfloat16:
             return TensorHandle(source.data.astype(jnp.bfloat16).view(np.uint16), tl.bfloat16)
         return cast(self, source, target)
 

@@ -7,13 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from flexjax.kernels import registry
-from flexjax.kernels.quantized_matmul import base, cpu
+from flexjax.kernels.quantized_matmul import base, cpu, pallas_tpu, xla
 from flexjax.kernels.quantized_matmul.packed import Packed
 
 OP = "quantized_matmul"
-BODIES = {"base": base.quantized_matmul}
-ORDER: dict[str, tuple[str, ...]] = {}
-ANYWHERE = ("base",)
+BODIES = {
+    "base": base.quantized_matmul,
+    "xla": xla.quantized_matmul,
+    "pallas_tpu": pallas_tpu.quantized_matmul,
+    "triton_gpu": registry.on_demand("flexjax.kernels.quantized_matmul.triton_gpu", OP, "jax_triton", extra="cuda"),
+}
+# `base` is the formula to test against: it widens every operand to float32.
+ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
+ANYWHERE = ("xla",)
 WEIGHT_DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8", "int4")
 
 
@@ -67,7 +73,7 @@ def packs(dtype: str) -> bool:
         cpu.register()
         return True
 
-    plain = {name: lambda: False for name in (*BODIES, "xla")}
+    plain = {name: lambda: False for name in BODIES}
     return registry.serve(OP, plain | {"cpu": packed}, ("cpu", "xla"), None)
 
 

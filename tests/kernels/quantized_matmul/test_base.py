@@ -11,7 +11,7 @@ from flexjax import kernels
 from flexjax.kernels.quantized_matmul import api, quantized_matmul
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, ArgSpec
 
-BODIES = ["base"]
+BODIES = ["base", "xla"]
 
 
 def call(spec: ArgSpec, body: str, arguments=None):

@@ -1,0 +1,63 @@
+"""The GPU body: its values interpreted on a CPU and, where there is one, on a GPU; what its compiler makes of it."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import triton_interpreter
+from described import GPUS, compiled, triton_kernels
+
+from flexjax.hardware import chips, program
+from flexjax.kernels.quantized_matmul import quantized_matmul
+from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT4, INT8, INT8_ROWS, ArgSpec
+
+jax_triton = pytest.importorskip("jax_triton", reason="jax-triton is not installed (extra cuda)")
+
+FLOAT8 = functools.partial(ArgSpec, weight_dtype="float8_e4m3fn")
+
+
+def test_values_by_the_interpreter():
+    triton_interpreter.run_tests(Path(__file__).with_name("on_triton_interpreter.py"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+@pytest.mark.parametrize("name", [n for n, s in ARG_SPECS.items() if s.weight_dtype == "int8" or n == "int4_decode_16"])
+def test_values_on_a_gpu(name: str):
+    spec = ARG_SPECS[name]
+    bodies = (functools.partial(quantized_matmul, body=body, **spec.options) for body in ("triton_gpu", "base"))
+    got, want = (np.asarray(jax.jit(body)(*spec.arguments())) for body in bodies)
+    np.testing.assert_allclose(got, want, atol=2e-6 * spec.D**0.5)
+
+
+@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize(
+    "spec",
+    [INT8(8, 4096, 6144), INT4(8, 4096, 6144), INT4(64, 4096, 6144), INT8_ROWS(64, 4096, 6144)],
+    ids=["int8", "int4", "int4_64_rows", "int8_rows"],
+)
+def test_compiles_into_registers_and_shared_memory(chip: str, spec: ArgSpec, monkeypatch: pytest.MonkeyPatch):
+    compiler = chips.find(chip).compiler
+    assert compiler is not None
+    call = functools.partial(quantized_matmul, **spec.options)
+    (kernel,) = triton_kernels(monkeypatch, chip, call, *jax.eval_shape(spec.arguments))
+    assert kernel.spilled_bytes == 0 and kernel.registers <= 255
+    assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
+
+
+def test_int4_are_not_copied_before_they_are_read():
+    spec = INT4(8, 4096, 6144)
+    text = compiled("h100", quantized_matmul, *jax.eval_shape(spec.arguments)).as_text()
+    assert text is not None
+    kernel, *others = sorted(program.read(text).ops, key=lambda op: -op.hbm_bytes)
+    assert kernel.opcode == "kernel"
+    assert sum(op.hbm_bytes for op in others) <= 0.25 * spec.weight_bytes  # The sums of D's parts.
+
+
+def test_float8_is_refused_where_a_gpu_has_none():
+    spec = FLOAT8(8, 256, 128)
+    with pytest.raises(NotImplementedError, match="compute capability 8.0 has no float8"):
+        compiled("a100", functools.partial(quantized_matmul, body="triton_gpu"), *jax.eval_shape(spec.arguments))
+    compiled("h100", functools.partial(quantized_matmul, body="triton_gpu"), *jax.eval_shape(spec.arguments))
