@@ -30,7 +30,7 @@ class ArgSpec:
     def moved_bytes(self) -> int:
         """Each row read and written once, the state of each sequence written once, and read once where it goes on."""
         states = len(self.batch.rows) * 2 - sum(self.batch.fresh)
-        return (2 * sum(self.batch.rows) + states * (self.W - 1)) * self.D * jnp.dtype(self.dtype).itemsize
+        return (2 * sum(self.batch.rows) + states * self.W) * self.D * jnp.dtype(self.dtype).itemsize
 
     def arguments(self, seed: int = 0) -> tuple[Array | None, ...]:
         """x, weight, bias, states, query_starts, state_slots, fresh; every slot is filled, those of nobody too."""
@@ -40,7 +40,7 @@ class ArgSpec:
             normal(self.batch.num_rows, self.D),
             normal(self.W, self.D),
             normal(self.D) if self.bias else None,
-            normal(self.batch.num_slots, self.W - 1, self.D),
+            normal(self.batch.num_slots, self.W, self.D),
             *self.batch.arguments(rng),
         )
 
@@ -58,6 +58,12 @@ ARG_SPECS: dict[str, ArgSpec] = {
     ),
     "mamba2_2_7b_decode": MAMBA2_2_7B(batch=Batch((1,) * 8, padding_rows=3, padding_sequences=3), dtype="bfloat16"),
     "mamba2_2_7b_prefill": MAMBA2_2_7B(batch=Batch((40, 24), goes_on=(True, True)), dtype="bfloat16"),
+    "registers": ArgSpec(
+        D=256,
+        batch=Batch((1, 2, 3, 5, 116, 2, 6, 1), goes_on=(True, False) * 4, padding_rows=4),
+        bias=False,
+        silu=False,
+    ),
     "short_rows": ArgSpec(D=24, batch=Batch((1, 2, 3, 4, 2, 1), goes_on=(True,) * 6), bias=False, silu=False),
     "one_fresh_row": ArgSpec(D=24, batch=Batch((1, 1), goes_on=(False, True), padding_rows=2)),
     "width_2": ArgSpec(D=20, W=2, batch=Batch((5, 1, 9), padding_sequences=1)),

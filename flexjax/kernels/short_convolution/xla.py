@@ -11,25 +11,24 @@ def short_convolution(
     x: Float[Array, "T D"],
     weight: Float[Array, "W D"],
     bias: Float[Array, "D"] | None,
-    states: Float[Array, "slots W-1 D"],
+    states: Float[Array, "slots W D"],
     query_starts: Int[Array, "B+1"],
     state_slots: Int[Array, "B"],
     fresh: Bool[Array, "B"],
     *,
     silu: bool,
     max_query_len: int,
-) -> tuple[Float[Array, "T D"], Float[Array, "slots W-1 D"]]:
+) -> tuple[Float[Array, "T D"], Float[Array, "slots W D"]]:
     """The contract of `api.py`."""
     T, num_slots, W = x.shape[0], states.shape[0], weight.shape[0]
     rows = rows_of(T, num_slots, query_starts, state_slots, fresh)
     x32, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
 
     if max_query_len == 1:
-        taps = jnp.where(rows.starts_at_zero[:, None, None], 0, states[jnp.minimum(rows.slot, num_slots - 1)])
-        window = jnp.concatenate([taps, x.astype(states.dtype)[:, None]], axis=1)
-        y = jnp.sum(window[:, :-1].astype(jnp.float32) * weight[None, :-1], axis=1) + x32 * weight[None, -1]
-        states = states.at[rows.slot].set(window[:, 1:], mode="drop")
-        return _finish(y, rows.live, bias, silu, x.dtype), states
+        state = jnp.where(rows.starts_at_zero[:, None, None], 0, states[jnp.minimum(rows.slot, num_slots - 1)])
+        state = jnp.concatenate([state[:, 1:], x[:, None]], axis=1)
+        y = jnp.sum(state.astype(jnp.float32) * weight[None], axis=1)
+        return _finish(y, rows.live, bias, silu, x.dtype), states.at[rows.slot].set(state, mode="drop")
 
     y = x32 * weight[None, -1]
     for back in range(1, W):
@@ -38,17 +37,17 @@ def short_convolution(
         y = y + jnp.where((rows.offset >= back)[:, None], before, 0.0) * weight[None, W - 1 - back]
 
     # What the inputs of earlier calls add to the first W - 1 rows of each sequence.
-    taps = jnp.where(fresh[:, None, None], 0, states[state_slots])
-    taps32 = taps.astype(jnp.float32)
+    state = jnp.where(fresh[:, None, None], 0, states[state_slots])
+    earlier = state[:, 1:].astype(jnp.float32)
     new = jnp.diff(query_starts)
     for offset in range(W - 1):
-        added = jnp.sum(taps32[:, offset:] * weight[None, : W - 1 - offset], axis=1)
+        added = jnp.sum(earlier[:, offset:] * weight[None, : W - 1 - offset], axis=1)
         y = y.at[jnp.where(offset < new, query_starts[:-1] + offset, T)].add(added, mode="drop")
 
-    position = new[:, None] - (W - 1) + jnp.arange(W - 1, dtype=jnp.int32)[None]  # Of the last inputs, in this call.
-    here = x[jnp.clip(query_starts[:-1, None] + position, 0, T - 1)].astype(states.dtype)
-    earlier = jnp.take_along_axis(taps, jnp.clip(position + W - 1, 0, W - 2)[:, :, None], axis=1)
-    last = jnp.where((position >= 0)[:, :, None], here, earlier)
+    position = new[:, None] - W + jnp.arange(W, dtype=jnp.int32)[None]  # Of the last W inputs, in this call.
+    here = x[jnp.clip(query_starts[:-1, None] + position, 0, T - 1)]
+    before = jnp.take_along_axis(state, jnp.clip(position + W, 0, W - 1)[:, :, None], axis=1)
+    last = jnp.where((position >= 0)[:, :, None], here, before)
     states = states.at[jnp.where(new > 0, state_slots, num_slots)].set(last, mode="drop")
     return _finish(y, rows.live, bias, silu, x.dtype), states
 
@@ -57,19 +56,19 @@ def short_convolution_dense(
     x: Float[Array, "B T D"],
     weight: Float[Array, "W D"],
     bias: Float[Array, "D"] | None,
-    state: Float[Array, "B W-1 D"] | None,
+    state: Float[Array, "B W D"] | None,
     *,
     silu: bool,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B W D"]]:
     """The contract of `api.py`."""
     W, T = weight.shape[0], x.shape[1]
     if state is None:
-        state = jnp.zeros((x.shape[0], W - 1, x.shape[2]), x.dtype)
+        state = jnp.zeros((x.shape[0], *weight.shape), x.dtype)
     window = jnp.concatenate([state.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
     weight = weight.astype(jnp.float32)
     y = x.astype(jnp.float32) * weight[None, None, -1]
-    for k in range(W - 1):
-        y = y + window[:, k : k + T] * weight[None, None, k]
+    for w in range(W - 1):
+        y = y + window[:, w + 1 : w + 1 + T] * weight[None, None, w]
     y = y if bias is None else y + bias.astype(jnp.float32)[None, None]
     return (jax.nn.silu(y) if silu else y).astype(x.dtype), window[:, T:].astype(state.dtype)
 

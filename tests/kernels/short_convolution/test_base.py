@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from flexjax import kernels
 from flexjax.kernels.recurrent import Batch
@@ -13,6 +14,8 @@ from flexjax.kernels.short_convolution import short_convolution, short_convoluti
 from flexjax.kernels.short_convolution.arg_specs import ARG_SPECS, ArgSpec
 
 BODIES = ["base", "xla"]
+# The interpreter takes seconds a shape; these have rows alone and in chunks, over the edge of a block, and padding.
+INTERPRETED = ["mamba_130m_mixed", "mamba2_2_7b_decode", "registers"]
 
 
 @functools.cache
@@ -39,23 +42,33 @@ def formula(spec: ArgSpec):
     for b, rows in enumerate(spec.batch.rows):
         before = np.zeros_like(states[0]) if fresh[b] else states[slots[b]]
         window = np.concatenate([before, x[starts[b] : starts[b + 1]]])
-        y = sum(window[w : w + rows].astype(float) * weight[w].astype(float) for w in range(spec.W))
+        y = sum(window[w + 1 : w + 1 + rows].astype(float) * weight[w].astype(float) for w in range(spec.W))
         y = y if bias is None else y + bias.astype(float)
         out[starts[b] : starts[b + 1]] = y / (1 + np.exp(-y)) if spec.silu else y
         new[slots[b]] = window[rows:]
     return out, new
 
 
-@pytest.mark.parametrize("name", ARG_SPECS)
-@pytest.mark.parametrize("body", BODIES)
-def test_equals_formula(body: str, name: str):
-    spec = ARG_SPECS[name]
-    (out, states), (want, want_states) = call(spec, body), formula(spec)
+def check(spec: ArgSpec, result) -> None:
+    (out, states), (want, want_states) = result, formula(spec)
     assert out.dtype == spec.dtype
     # float32: sums of four products of unit normals. bfloat16: half a unit of its 8 bits.
     tolerance = dict(atol=5e-6, rtol=1e-5) if spec.dtype == "float32" else dict(atol=1e-4, rtol=2**-8)
     np.testing.assert_allclose(np.asarray(out, np.float64), want, **tolerance)
     np.testing.assert_array_equal(states, want_states)
+
+
+@pytest.mark.parametrize("name", ARG_SPECS)
+@pytest.mark.parametrize("body", BODIES)
+def test_equals_formula(body: str, name: str):
+    check(ARG_SPECS[name], call(ARG_SPECS[name], body))
+
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_the_tpu_body_equals_formula_in_the_interpreter(name: str):
+    spec = ARG_SPECS[name]
+    with pltpu.force_tpu_interpret_mode():
+        check(spec, short_convolution(*spec.arguments(), body="pallas_tpu", **spec.options))
 
 
 @pytest.mark.parametrize("body", BODIES)
