@@ -1,8 +1,9 @@
-// What the CPU bodies share: regions of an instruction set, and bfloat16.
+// What the CPU bodies share: regions of an instruction set, and types of few bits.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -28,6 +29,10 @@ constexpr float kLog2E = 1.44269504f;
 
 struct Bf16 {
   uint16_t bits;
+};
+
+struct Int8 {
+  int8_t value;
 };
 
 inline float ToFloat(Bf16 x) {

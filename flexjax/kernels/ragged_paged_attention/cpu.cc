@@ -5,6 +5,7 @@
 // Which tasks there are changes no result: see cpu_attend.inc.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -32,6 +33,7 @@ struct Problem {
   const int32_t *query_starts, *kv_lengths, *page_table;  // [B + 1], [B], [B, P]
   int64_t T, N, K, H, B, P, page_size, num_pages;
   float scale, softcap;  // softcap 0: none
+  float kv_scale;        // Of int8 pages; 1 for others.
   int window;            // 0: none
   float* parts;          // Unfinished softmaxes of tasks that share rows.
 };
@@ -103,8 +105,8 @@ Body Pick(int64_t isa) {
 }
 
 // Costs are counted in products: rows * query heads * positions * head dim.
-constexpr double kShareCost = 150'000;  // Below it waking another thread costs more than it saves.
-constexpr double kTaskCost = 30'000;    // No task is made smaller than this.
+constexpr double kShareCost = 30'000;  // Below it another thread costs more than it saves, even one that waits.
+constexpr double kTaskCost = 10'000;   // No task is made smaller than this.
 
 struct Rows {  // Consecutive rows of one sequence.
   int sequence, row, rows, position;
@@ -121,6 +123,9 @@ void WriteNew(const Problem& p, const Rows& r) {
         const Q* x = (const Q*)source + from + head * p.H;
         if constexpr (std::is_same_v<Q, Page>) {
           memcpy(to, x, p.H * sizeof(Q));
+        } else if constexpr (std::is_same_v<Page, Int8>) {
+          for (int64_t c = 0; c < p.H; ++c)
+            to[c].value = (int8_t)std::nearbyintf(std::clamp(ToFloat(x[c]) / p.kv_scale, -127.0f, 127.0f));
         } else {
           for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]), to + c);
         }
@@ -236,7 +241,7 @@ using Ints = ffi::Buffer<ffi::S32>;
 ffi::Error RaggedPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                 ffi::AnyBuffer pages, Ints query_starts, Ints kv_lengths, Ints page_table,
                                 ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
-                                float softcap, int64_t window, int64_t isa) {
+                                float softcap, float kv_scale, int64_t window, int64_t isa) {
   if (pages.untyped_data() != new_pages->untyped_data())
     return ffi::Error::Internal("ragged_paged_attention: kv_pages must be updated in place.");
   Problem p{};
@@ -247,11 +252,17 @@ ffi::Error RaggedPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
   p.T = q.dimensions()[0], p.N = q.dimensions()[1], p.H = q.dimensions()[2], p.K = k.dimensions()[1];
   p.num_pages = pages.dimensions()[0], p.page_size = pages.dimensions()[1];
   p.B = page_table.dimensions()[0], p.P = page_table.dimensions()[1];
-  p.scale = scale, p.softcap = softcap, p.window = (int)window;
+  p.scale = scale, p.softcap = softcap, p.kv_scale = kv_scale, p.window = (int)window;
 
-  const bool wide_q = q.element_type() == ffi::F32, wide_pages = pages.element_type() == ffi::F32;
-  if (wide_q) return wide_pages ? Serve<float, float>(pool, p, isa) : Serve<float, Bf16>(pool, p, isa);
-  return wide_pages ? Serve<Bf16, float>(pool, p, isa) : Serve<Bf16, Bf16>(pool, p, isa);
+  const auto serve = [&](auto page) {
+    using Page = decltype(page);
+    return q.element_type() == ffi::F32 ? Serve<float, Page>(pool, p, isa) : Serve<Bf16, Page>(pool, p, isa);
+  };
+  switch (pages.element_type()) {
+    case ffi::F32: return serve(float{});
+    case ffi::BF16: return serve(Bf16{});
+    default: return serve(Int8{});
+  }
 }
 
 }  // namespace
@@ -272,5 +283,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_ragged_paged_attention, RaggedPagedAttenti
                                   .Ret<ffi::AnyBuffer>()  // kv_pages
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
+                                  .Attr<float>("kv_scale")
                                   .Attr<int64_t>("window")
                                   .Attr<int64_t>("isa"));

@@ -40,10 +40,11 @@ def ragged_paged_attention(
 ) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
     """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
     and whether its sequence came whole, in chunks or token by token."""
-    del max_query_len, kv_scale  # Rows are counted at run time; pages with a scale are refused by their dtype.
-    for name, dtype in (("q", q.dtype), ("kv_pages", kv_pages.dtype)):
-        if dtype not in (jnp.float32, jnp.bfloat16):
-            raise NotImplementedError(f"{name} is {dtype.name}; float32 and bfloat16 are built")
+    del max_query_len  # Rows are counted at run time.
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"q is {q.dtype.name}; float32 and bfloat16 are built")
+    if kv_pages.dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
+        raise NotImplementedError(f"kv_pages is {kv_pages.dtype.name}; float32, bfloat16 and int8 are built")
     _register()
     call = jax.ffi.ffi_call(
         TARGET,
@@ -60,6 +61,7 @@ def ragged_paged_attention(
         page_table,
         scale=np.float32(scale),
         softcap=np.float32(softcap or 0),
+        kv_scale=np.float32(kv_scale or 1),
         window=np.int64(window or 0),
         isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
     )

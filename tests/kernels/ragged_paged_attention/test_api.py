@@ -113,7 +113,7 @@ def int8_arguments(seed: int = 0):
     return q, k, v, jnp.asarray(whole), *batch
 
 
-@pytest.mark.parametrize("body", ["base", "xla"])
+@pytest.mark.parametrize("body", ["base", "xla", pytest.param("cpu", marks=needs_library)])
 def test_int8_pages_give_attention_over_rounded_keys_and_values(body):
     q, k, v, pages, *batch = int8_arguments()
     run = jax.jit(lambda *args: ragged_paged_attention(*args, body=body, kv_scale=SCALE, **INT8_SPEC.options))
@@ -126,14 +126,6 @@ def test_int8_pages_give_attention_over_rounded_keys_and_values(body):
     assert written.dtype == jnp.int8
     np.testing.assert_array_equal(written, np.round(np.asarray(wide) / SCALE))
     np.testing.assert_allclose(out, want, atol=1e-5)
-
-
-@needs_library
-def test_the_native_body_leaves_int8_to_the_next():
-    ragged_paged_attention(*int8_arguments(), kv_scale=SCALE, **INT8_SPEC.options)
-    (choice,) = kernels.bodies_used()[OP]
-    assert choice.body == "xla"
-    assert "kv_pages is int8" in choice.passed_over[0][1]
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", None), ("float32", 0.5), ("int8", 0.0)])
