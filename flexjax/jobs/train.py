@@ -78,9 +78,11 @@ def run(config: Config, workdir: Path) -> int:
     build = functools.partial(family.build, model_config, dtype=jnp.float32, seed=config.seed)
     trainer = Trainer(TrainProgram(build, config.optimizer, config.loop, mesh), batches, workdir)
     size = sum(p.size for p in jax.tree.leaves(trainer.state.params))
-    print(
-        f"{size:,} parameters; corpus {corpus.fingerprint(documents)}, {len(documents)} documents, {batches.tokens:,} "
-        f"tokens; {batches.steps_per_epoch():,} steps an epoch; starting at step {trainer.state.step}"
+    say = print if is_first() else lambda _: None
+    say(
+        f"{size:,} parameters {trainer.program.where}; corpus {corpus.fingerprint(documents)}, {len(documents)} "
+        f"documents, {batches.tokens:,} tokens; {batches.steps_per_epoch():,} steps an epoch; starting at step "
+        f"{trainer.state.step}"
     )
 
     def export(trainer: Trainer) -> None:
@@ -94,7 +96,7 @@ def run(config: Config, workdir: Path) -> int:
     if trainer.state.step == config.loop.steps:
         export(trainer)  # The run before may have been killed between its last state and the export.
     trainer.run(on_checkpoint=export)
-    print(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
+    say(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
     return 0
 
 

@@ -71,7 +71,7 @@ class TrainProgram:
         self._build = build
         self._arranged = lambda model: arranged(model, self.mesh, loop)
         model = nnx.eval_shape(lambda: self._arranged(build()))
-        self._arrays = parameters(model)
+        self.arrays = parameters(model)
         self.graph, params = nnx.split(model)
         self.update = make_optimizer(optimizer, loop.steps, params)
         self.params = self._abstract(params)
@@ -83,6 +83,14 @@ class TrainProgram:
         self._unstacked = self._made(self._unstack, self.kept_as)
         out = (shardings_of(self.params), shardings_of(self.optimizer), self.whole)
         self._jitted = jax.jit(self._step(), donate_argnums=(0, 1), out_shardings=out)
+
+    @property
+    def where(self) -> str:
+        """Where and how the step runs, in words: "on 8 × cpu (fsdp=4, tensor=2)", …"""
+        axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items() if size > 1)
+        device = self.mesh.devices.flat[0]
+        form = ", layers in a loop" if self._loops else ""
+        return f"on {self.mesh.size} × {device.device_kind}{f' ({axes})' if axes else ''}{form}"
 
     @property
     def whole(self) -> NamedSharding:
@@ -134,8 +142,8 @@ class TrainProgram:
     def inspect(self, batch_size: int, length: int) -> list[Finding]:
         """The arrays that take more memory than their rules intend; ValueError for a mesh axis that splits nothing."""
         tokens = ("tokens", ("batch", "length"), self.tokens(batch_size, length))
-        refuse_idle_axes([*self._arrays, tokens], self.mesh, TRAINING)
-        return check(self._arrays, self.mesh, TRAINING)
+        refuse_idle_axes([*self.arrays, tokens], self.mesh, TRAINING)
+        return check(self.arrays, self.mesh, TRAINING)
 
     def _unstack(self, state: Any) -> Any:
         return reformed(state, self.graph, lambda model: model.unstacked() if isinstance(model, Stackable) else model)
@@ -206,7 +214,13 @@ def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
     if in_loops(model, mesh):
         if not isinstance(model, Stackable):
             raise ValueError(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
-        model = model.stacked(stages=mesh.shape["stage"], microbatches=loop.microbatches)
+        stages = mesh.shape["stage"]
+        if loop.microbatches % stages:
+            raise ValueError(
+                f"loop.microbatches must be a multiple of mesh.stage={stages}; got {loop.microbatches}. Take "
+                f"{4 * stages}, with which a device idles for {(stages - 1) / (5 * stages - 1):.0%} of a step, or more."
+            )
+        model = model.stacked(stages=stages, microbatches=loop.microbatches)
     if loop.recompute_layers:
         if not isinstance(model, Recomputing):
             raise ValueError(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))

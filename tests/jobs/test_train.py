@@ -2,14 +2,21 @@
 
 import dataclasses
 import json
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from devices import REPOSITORY, environment
 
 from flexjax.config import from_config_dict
+from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
 from flexjax.train import corpus
@@ -102,3 +109,62 @@ def test_shipped_configs_are_understood(name):
     longest = config.data.shape(config.loop.steps)[1]
     assert longest <= model.max_position
     assert config.data.lengthen_at == () or config.data.lengthen_at[-1] < config.loop.steps
+
+
+def run_on_eight_devices(processes: int, *workdirs: Path) -> list[str]:
+    """What each process printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    script = Path(__file__).with_name("train_on_eight_devices.py")
+    places = [
+        {distributed.ADDRESS: address, distributed.COUNT: str(processes), distributed.INDEX: str(index)}
+        for index in range(processes)
+    ]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, workdirs)],
+            cwd=REPOSITORY,
+            env=environment(8 // processes) | (place if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in places
+    ]
+    try:
+        texts = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, texts, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    return [text for text, _ in texts]
+
+
+def state(workdir: Path) -> dict[str, np.ndarray]:
+    """The weights and moments of the last checkpoint, read by orbax alone."""
+    folder, reader = workdir / "checkpoints" / "4" / "default", ocp.PyTreeCheckpointer()
+    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree)
+    restored = reader.restore(folder, restore_args=whole)
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(restored)}
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path):
+    """From the start, and from the state that one process left; four devices each, and files from process 0."""
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    run_on_eight_devices(1, one)
+    shutil.copytree(one, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    two.mkdir()
+    first, second = run_on_eight_devices(2, two, resumed)
+    assert "starting at step 2" in first and "starting at step" not in second
+    for workdir in (two, resumed):
+        rows, wanted = read_log(workdir / "loss.csv"), read_log(one / "loss.csv")
+        np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in wanted], rtol=1e-6)
+        # Sums over processes in another order; a step is 3e-3 long.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), state(workdir), state(one))
+        model = transformer.load(workdir / "model", dtype=jnp.float32)
+        np.testing.assert_allclose(model.embedding[...], state(one)["['params']['embedding']"], atol=1e-3, rtol=1e-2)
+        assert (workdir / "loss.png").is_file()

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,93 @@ def test_a_run_goes_on_on_another_mesh(first, then, runs, tmp_path):
     assert run.state.step == 2
     run.run(on_checkpoint=lambda _: None)
     assert_same_run(run, runs[ONE])
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+# Sizes of which no two arrays have the same, so that what crosses between devices is known by its number of elements.
+WIDE = TransformerConfig(
+    architecture="LlamaForCausalLM", vocab_size=320, d_model=64, num_heads=8, num_kv_heads=2, head_dim=24, d_ff=208,
+    max_position=64, layers=(Layer(rope=Rope()),) * 2,
+)  # fmt: skip
+
+
+def collectives(text: str) -> dict[str, list[int]]:
+    """Elements of each float array that crosses, by kind of collective."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for shapes, kind in COLLECTIVE.findall(text):
+        found[kind] += [
+            math.prod(int(d) for d in dims.split(",") if d) for dims in re.findall(r"f32\[([\d,]*)\]", shapes)
+        ]
+    return found
+
+
+def compiled(mesh: MeshConfig) -> tuple[TrainProgram, jax.stages.Compiled, dict[str, list[int]], dict[str, int]]:
+    """The program and its float32 step, what crosses in it, and the elements of each weight."""
+    program = program_of(WIDE, mesh, precision="float32")
+    step = program.lower(BATCH, LENGTH).compile()
+    text = step.as_text()
+    assert text is not None
+    return program, step, collectives(text), {name: value.size for name, _, value in program.arrays}
+
+
+def test_fsdp_gathers_each_weight_once_and_sums_each_gradient_once():
+    """But for the embedding, which stays where it is: its rows change places."""
+    program, step, found, weights = compiled(FSDP)
+    moved = sorted(n for name, n in weights.items() if name != "embedding")
+    assert sorted(found["all-gather"]) == moved
+    assert sorted(n for n in found["all-reduce"] + found["reduce-scatter"] if n > 1) == moved
+    assert sum(found["all-to-all"]) == 2 * BATCH * LENGTH * WIDE.d_model // 8
+    state = jax.tree.leaves((program.params, program.optimizer))
+    whole = sum(x.size * x.dtype.itemsize for x in state)
+    memory = step.memory_analysis()
+    assert memory is not None
+    assert memory.argument_size_in_bytes <= whole / 8 + 2048, "an eighth of weights and moments, and the tokens"
+    assert memory.alias_size_in_bytes >= whole / 8, "they are updated in place"
+    assert not program.inspect(BATCH, LENGTH)
+
+
+def test_context_parallelism_gathers_keys_and_values_alone():
+    _, _, found, weights = compiled(MeshConfig(sequence=8))
+    keys_and_values = 4 * [BATCH * LENGTH * WIDE.num_kv_heads * WIDE.head_dim]
+    assert found["all-gather"] == keys_and_values
+    assert sorted(n for n in found["all-reduce"] if n > 1) == sorted([*weights.values(), *keys_and_values])
+    assert not found["all-to-all"] and not found["collective-permute"]
+
+
+def test_with_tensor_parallelism_each_device_gathers_its_own_half_of_a_weight():
+    _, _, found, weights = compiled(FSDP_TENSOR)
+    halves = {n // 2 for name, n in weights.items() if "norm" not in name} | {WIDE.d_model}
+    assert set(found["all-gather"]) == halves
+    rows = BATCH // 4 * LENGTH
+    assert set(found["all-reduce"]) == halves | {1, rows, rows * WIDE.d_model}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "length", "message"),
+    [
+        (FSDP, 12, 16, "its batch_size must divide by fsdp=8; got 12. Take 16, or give devices to other axes"),
+        (MeshConfig(data=2, fsdp=4), 4, 16, "its batch_size must divide by data=2 × fsdp=4; got 4"),
+        (MeshConfig(sequence=8), 8, 12, "its length must divide by sequence=8; got 12. Take 16"),
+        (MeshConfig(stage=2, fsdp=4), 8, 16, "its batch_size must divide by fsdp=4 × microbatches=4; got 8. Take 16"),
+    ],
+    ids=str,
+)
+def test_a_step_that_cannot_be_shared_out_is_refused(mesh, batch_size, length, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        program_of(WIDE, mesh, microbatches=4).tokens(batch_size, length)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (MeshConfig(expert=8), "none has a dimension for expert=8"),
+        (
+            MeshConfig(stage=2),
+            "loop.microbatches must be a multiple of mesh.stage=2; got 1. Take 8, with which a device idles for 11%",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_the_model_cannot_use_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        program_of(WIDE, mesh).inspect(BATCH, LENGTH)
