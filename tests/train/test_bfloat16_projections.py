@@ -64,3 +64,37 @@ def test_bfloat16_is_what_the_compiled_products_read():
 
     assert dots(with_bfloat16_projections(loss))
     assert not dots(loss)
+
+
+def in_a_row(x, weights):
+    for i in range(weights.shape[0]):
+        x = jax.nn.silu(jnp.einsum("TD,DO->TO", x, weights[i]))
+    return x
+
+
+def in_a_loop(x, weights):
+    return jax.lax.scan(lambda x, w: (in_a_row(x, w[None]), None), x, weights)[0]
+
+
+def computed_again(x, weights):
+    return jax.checkpoint(in_a_loop)(x, weights)
+
+
+def in_a_shard_map(x, weights):
+    mesh = jax.make_mesh((1,), ("stage",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jax.sharding.PartitionSpec()
+    return jax.shard_map(in_a_loop, mesh=mesh, in_specs=whole, out_specs=whole)(x, weights)
+
+
+@pytest.mark.parametrize("form", [in_a_loop, computed_again, in_a_shard_map])
+def test_projections_are_found_inside(form):
+    """The same products are rounded as in layers in a row, and so the same bits come out but for fused sums."""
+    x, weights = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(4, 8), (3, 8, 8)]))
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *args: jnp.square(with_bfloat16_projections(function)(*args)).sum(), (0, 1)))
+
+    for got, want in zip(gradients(form)(x, weights), gradients(in_a_row)(x, weights), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    plain = jax.grad(lambda *args: jnp.square(form(*args)).sum(), (0, 1))(x, weights)
+    assert np.abs(plain[1] - gradients(form)(x, weights)[1]).max() > 1e-3, "else nothing was rounded"
