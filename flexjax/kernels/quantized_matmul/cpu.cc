@@ -1,5 +1,6 @@
 // Rows times a packed weight on the CPU, called through XLA's foreign function interface; cpu_product.h says how.
 
+#include <atomic>
 #include <string>
 
 #include "cpu_product.h"
@@ -51,6 +52,17 @@ ffi::Error PackedMatmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w
   return ffi::Error::Success();
 }
 
+// The limit of a product with few rows: the same bytes read by the same threads.
+ffi::Error ReadMemory(ffi::ThreadPool pool, ffi::Buffer<ffi::U8> bytes, ffi::Result<ffi::Buffer<ffi::U32>> out) {
+  constexpr int64_t kPart = 256 << 10;
+  const int64_t size = bytes.element_count(), parts = size / kPart;
+  std::atomic<uint32_t> sum{0};
+  const auto read = [&](int64_t i) { sum ^= ReadBytes(bytes.typed_data() + i * kPart, kPart); };
+  flexjax::ParallelFor(pool, pool.num_threads(), parts, read);
+  out->typed_data()[0] = sum ^ ReadBytes(bytes.typed_data() + parts * kPart, size - parts * kPart);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* flexjax_packed_matmul(XLA_FFI_CallFrame*);
@@ -72,3 +84,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_packed_matmul, PackedMatmul,
                                   .Attr<bool>("gated")
                                   .Attr<bool>("int8_rows")
                                   .Attr<int64_t>("isa"));
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* flexjax_read_memory(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_read_memory, ReadMemory,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Ret<ffi::Buffer<ffi::U32>>());

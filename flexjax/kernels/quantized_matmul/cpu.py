@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8, UInt32
 
 from flexjax.kernels.quantized_matmul.packed import Packed
 
 TARGET = "flexjax_packed_matmul"
+READ = "flexjax_read_memory"
 LIBRARY = Path(__file__).with_name("_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
 FORMATS = ("float32", "bfloat16", "int8", "int4")
@@ -24,8 +25,9 @@ def register() -> None:
     """Loads the library; NotImplementedError where it is not built."""
     if not LIBRARY.is_file():
         raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
-    handler = getattr(ctypes.cdll.LoadLibrary(str(LIBRARY)), TARGET)
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
+    for target in (TARGET, READ):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
 
 
 def packed_matmul(
@@ -75,3 +77,10 @@ def packed_matmul(
         int8_rows=activation_dtype == "int8",
         isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
     )
+
+
+def read_memory(data: UInt8[Array, "n"]) -> UInt32[Array, "1"]:
+    """Something that depends on every 64 bytes of `data`, read once by the same threads as a weight: the limit of a
+    product with few rows."""
+    register()
+    return jax.ffi.ffi_call(READ, jax.ShapeDtypeStruct((1,), jnp.uint32), has_side_effect=True)(data)

@@ -154,6 +154,14 @@ inline Body Pick(const Product& p, int64_t wanted) {
   return {form, baseline::Prepare, baseline::Multiply};
 }
 
+inline uint32_t ReadBytes(const uint8_t* from, int64_t bytes) {
+#if defined(__x86_64__)
+  if (Best(kAmx) >= kAvx512) return avx512::Read(from, bytes);
+  if (Best(kAmx) >= kAvx2) return avx2::Read(from, bytes);
+#endif
+  return baseline::Read(from, bytes);
+}
+
 // Memory of one thread, kept from call to call, from a cache line on.
 inline uint8_t* Aligned(std::vector<uint8_t>& buffer, int64_t bytes) {
   if ((int64_t)buffer.size() < bytes + kLine) buffer.resize(bytes + kLine);
@@ -165,7 +173,7 @@ inline int64_t ScratchBytes(const Product& p) { return 4 * kBlock * kPanel * 4 +
 
 constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
 constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
-constexpr int64_t kTaskBytes = 64 << 10;     // Weight bytes of a task, about.
+constexpr int64_t kTaskBytes = 32 << 10;     // Weight bytes of the shortest task, about.
 
 // Computes `p.out`. `parallel(threads, n, f)` calls f(0) … f(n - 1), on at most so many threads.
 template <typename Parallel>
@@ -188,15 +196,21 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
     for (int64_t row = 16 * i; row < std::min(p.T, 16 * i + 16); ++row) body.prepare(p, body.form, row);
   });
 
-  const int64_t sections = (p.T + kManyRows - 1) / kManyRows;
-  int64_t panels = threads > 1 ? std::clamp<int64_t>(kTaskBytes / p.panel_bytes(), 1, p.panels) : p.panels;
-  if (threads > 1) panels = std::min(panels, (p.panels + 2 * threads - 1) / (2 * threads));
-  const int64_t groups = (p.panels + panels - 1) / panels;
-  parallel(threads, groups * sections, [&](int64_t i) {
+  // Long runs of panels for each thread, since where one ends nothing is asked for ahead; shorter ones towards the end,
+  // so that all threads end together.
+  thread_local std::vector<Task> own_tasks;
+  std::vector<Task>& tasks = own_tasks;  // A thread_local's name would mean another one in the helpers.
+  tasks.clear();
+  const int64_t least = std::max<int64_t>(kTaskBytes / p.panel_bytes(), 1);
+  for (int64_t row = 0; row < p.T; row += kManyRows)
+    for (int64_t panel = 0, count; panel < p.panels; panel += count) {
+      const int64_t left = p.panels - panel;
+      count = threads == 1 ? left : std::min(left, std::max(left / (2 * threads), least));
+      tasks.push_back({panel, count, row, std::min<int64_t>(kManyRows, p.T - row)});
+    }
+  parallel(threads, (int64_t)tasks.size(), [&](int64_t i) {
     thread_local std::vector<uint8_t> own_scratch;
-    const int64_t panel = i % groups * panels, row = i / groups * kManyRows;
-    const Task task{panel, std::min(panels, p.panels - panel), row, std::min<int64_t>(kManyRows, p.T - row)};
-    body.multiply(p, task, Aligned(own_scratch, ScratchBytes(p)));
+    body.multiply(p, tasks[i], Aligned(own_scratch, ScratchBytes(p)));
   });
 }
 

@@ -1,0 +1,287 @@
+"""Decodes and prefills on this CPU through the engine, against what its memory and its products allow."""
+
+import dataclasses
+import datetime
+import gc
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from flexjax import kernels
+from flexjax.causal_lm import find_family
+from flexjax.config import to_config_dict
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.kernels.quantized_matmul import pack, packed_matmul
+from flexjax.kernels.quantized_matmul.cpu import read_memory
+from flexjax.records import Record, environment, store, to_json
+
+VERSION = "1"  # Of what the columns mean.
+# Layers, width, heads, kv heads, feed-forward width, vocabulary: Llamas with tied tables and random weights.
+SIZES = {
+    "S": (6, 288, 6, 6, 768, 8192),
+    "M": (12, 768, 12, 4, 2048, 32_000),
+    "L": (24, 896, 14, 2, 4864, 32_000),
+}
+# dtype, weight_dtype and activation_dtype of the engine.
+PRECISIONS: dict[str, tuple[str, str | None, str | None]] = {
+    "float32": ("float32", None, None),
+    "bfloat16": ("bfloat16", None, None),
+    "int8": ("bfloat16", "int8", None),
+    "int8_rows": ("bfloat16", "int8", "int8"),  # The rows too are rounded to int8.
+    "int4": ("bfloat16", "int4", None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    sizes: tuple[str, ...] = ("S", "M", "L")
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    prompt: int = 128  # Tokens.
+    output: int = 128  # Tokens.
+    prefill: int = 1024  # Tokens of the prompt that is timed for its own sake; 0 leaves it out.
+    batches: tuple[int, ...] = (16, 32)  # Requests at once, of the same prompt and output.
+    batch_size: str = "M"  # The size that serves them …
+    batch_precisions: tuple[str, ...] = ("int8", "int8_rows")  # … and in which precisions.
+    rounds: int = 5  # The precisions of a size, and the limits, in turn, this often; the median counts.
+    decode_steps: int = 8  # In one dispatch.
+
+    def __post_init__(self):
+        for name, given, known in (
+            ("sizes", (*self.sizes, self.batch_size), SIZES),
+            ("precisions", (*self.precisions, *self.batch_precisions), PRECISIONS),
+        ):
+            if unknown := [one for one in given if one not in known]:
+                raise ValueError(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
+        if min(self.prompt, self.output - 1, self.rounds, self.decode_steps) < 1:
+            raise ValueError("prompt, rounds and decode_steps are at least 1, and output at least 2.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A figure of one size and precision, and its part of the limit; the spread is half of highest minus lowest."""
+
+    size: str
+    precision: str
+    what: str
+    unit: str
+    value: float
+    spread: float
+    of_limit: float | None
+
+    @property
+    def column(self) -> str:
+        return f"metrics.{self.size}_{self.precision}_{self.what}_{self.unit}".lower().replace("/", "_per_")
+
+
+def run(config: Config, workdir: Path) -> int:
+    if jax.default_backend() != "cpu":
+        raise ValueError(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    kernels.forget()
+    console = Console()
+    results = [r for size in config.sizes for r in _alone(size, config)]
+    results += [r for batch in config.batches for r in _together(batch, config)]
+    _print(console, results)
+    used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
+    console.print(f"Bodies: {used}", markup=False)
+    record = _record(config, results, used, began)
+    store.append(workdir / "results.parquet", [record])
+    store.write_json(workdir / "record.json", [record])
+    return 0
+
+
+def _alone(size: str, config: Config) -> Iterator[Result]:
+    """One request at a time: decoding, the first token, and a long prompt."""
+    limit = max(config.prefill, config.prompt) + config.output
+    engines = {
+        name: _engine(size, name, max_num_seqs=1, max_num_batched_tokens=max(config.prefill, 256), max_model_len=limit,
+                      decode_steps=config.decode_steps)
+        for name in config.precisions
+    }  # fmt: skip
+    moved = {name: _moved_bytes(engine, size, config) for name, engine in engines.items()}
+    readers = {name: Reader(moved[name]) for name in engines}
+    decode, first, prefill, read = ({name: [] for name in engines} for _ in range(4))
+    peaks = []
+    product = Product()
+    for turn in range(config.rounds + 1):  # The first warms up.
+        peaks.append(product())
+        for name, engine in engines.items():
+            read[name].append(readers[name]())
+            times = _generate(engine, 1, config.prompt, config.output, turn)[0]
+            first[name].append(times[0])
+            decode[name].append((times[-1] - times[0]) / (len(times) - 1))
+            if config.prefill:
+                prefill[name].append(_generate(engine, 1, config.prefill, 1, turn)[0][0])
+    peak = max(peaks)
+    for name in engines:
+        yield _result(size, name, "decode", "ms", decode[name], lambda s: 1e3 * s, min(read[name]))
+        yield _result(size, name, "read", "GB/s", decode[name], lambda s, n=moved[name]: n / s / 1e9, None)
+        yield _result(size, name, f"first_of_{config.prompt}", "ms", first[name], lambda s: 1e3 * s, None)
+        if config.prefill:
+            least = _operations(size, config.prefill) / peak
+            rate = lambda s: config.prefill / s
+            yield _result(size, name, f"prefill_{config.prefill}", "tokens/s", prefill[name], rate, least)
+    yield Result(size, "bfloat16", "peak", "Gop/s", peak / 1e9, (max(peaks) - min(peaks)) / 2e9, None)
+    for name in engines:
+        rates = [moved[name] / s / 1e9 for s in read[name]]
+        yield Result(size, name, "limit", "GB/s", max(rates), (max(rates) - min(rates)) / 2, None)
+
+
+def _together(batch: int, config: Config) -> Iterator[Result]:
+    """Requests that come at once: output tokens a second until the last is done, prompts included."""
+    size = config.batch_size
+    engines = {
+        name: _engine(size, name, max_num_seqs=batch, max_num_batched_tokens=256,
+                      max_model_len=config.prompt + config.output, decode_steps=config.decode_steps)
+        for name in config.batch_precisions
+    }  # fmt: skip
+    took = {name: [] for name in engines}
+    for turn in range(config.rounds + 1):
+        for name, engine in engines.items():
+            took[name].append(max(times[-1] for times in _generate(engine, batch, config.prompt, config.output, turn)))
+    rate = lambda s: batch * config.output / s
+    for name in engines:
+        yield _result(size, name, f"batch_{batch}", "tokens/s", took[name], rate, None)
+
+
+def _engine(size: str, precision: str, **options: Any) -> Engine:
+    layers, width, heads, kv_heads, mlp, vocabulary = SIZES[size]
+    dtype, weight_dtype, activation_dtype = PRECISIONS[precision]
+    family = find_family("LlamaForCausalLM")
+    hf = dict(
+        architectures=["LlamaForCausalLM"], num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, intermediate_size=mlp, vocab_size=vocabulary, max_position_embeddings=4096,
+        rms_norm_eps=1e-5, rope_theta=10_000.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = family.build(family.config_from_hf(hf), dtype=jnp.dtype(dtype))
+    config = EngineConfig(dtype=dtype, weight_dtype=weight_dtype, activation_dtype=activation_dtype, **options)
+    engine = Engine(model, None, config)
+    gc.collect()
+    return engine
+
+
+def _generate(engine: Engine, batch: int, prompt: int, output: int, seed: int) -> list[list[float]]:
+    """For each request the seconds until each of its tokens."""
+    times: list[list[float]] = [[] for _ in range(batch)]
+    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
+    rng = np.random.default_rng(seed)
+    began = time.perf_counter()
+    for i, own in enumerate(times):
+        tokens = tuple(rng.integers(3, engine.runner.vocab_size, prompt).tolist())
+        tell = lambda event, own=own: own.extend([time.perf_counter() - began] * len(event.token_ids))
+        engine.submit(Request(f"{i}", tokens, params, listener=tell))
+    while engine.step():
+        pass
+    return times
+
+
+def _moved_bytes(engine: Engine, size: str, config: Config) -> int:
+    """What a decoding step must read: the weights, and half of the cache that the request fills last on average."""
+    layers, width, heads, kv_heads, *_ = SIZES[size]
+    token = layers * 2 * kv_heads * (width // heads) * engine.runner.cache_dtype.itemsize
+    return engine.runner.weight_bytes + token * (config.prompt + config.output // 2)
+
+
+def _operations(size: str, tokens: int) -> float:
+    """Multiplications and additions of a prompt: projections of every token, causal attention, logits of the last."""
+    layers, width, heads, kv_heads, mlp, vocabulary = SIZES[size]
+    projections = width * width * (2 + 2 * kv_heads / heads) + 3 * width * mlp
+    return 2 * (layers * (tokens * projections + tokens * (tokens + 1) * width) + width * vocabulary)
+
+
+class Reader:
+    """Seconds in which this machine reads so many bytes and does nothing with them, without the call's own cost.
+
+    Over and over, as decoding reads its weights: what fits stays in the caches.
+    """
+
+    def __init__(self, size: int):
+        self._data = jax.device_put(np.ones(size, np.uint8))
+        self._calls = max(8, round(5e8 / size))
+        read = lambda data: [read_memory(data) for _ in range(self._calls)]
+        self._run = jax.jit(read).lower(self._data).compile()
+
+    def __call__(self) -> float:
+        jax.block_until_ready(self._run(self._data))
+        began = time.perf_counter()
+        jax.block_until_ready(self._run(self._data))
+        return (time.perf_counter() - began) / self._calls
+
+
+class Product:
+    """Operations a second of a bfloat16 product: XLA's or the packed one, whichever is quicker."""
+
+    def __init__(self, n: int = 2048):
+        self._n = n
+        x = jnp.ones((n, n), jnp.bfloat16)
+        weight = pack(np.ones((n, n), jnp.bfloat16))
+        self._runs = [
+            jax.jit(lambda: jnp.einsum("td,df->tf", x, x, preferred_element_type=jnp.float32)).lower().compile(),
+            jax.jit(lambda: packed_matmul(x, weight)).lower().compile(),
+        ]
+
+    def __call__(self) -> float:
+        best = 0.0
+        for run in self._runs:
+            for _ in range(3):
+                began = time.perf_counter()
+                jax.block_until_ready(run())
+                best = max(best, 2 * self._n**3 / (time.perf_counter() - began))
+        return best
+
+
+def _result(
+    size: str, name: str, what: str, unit: str, seconds: Sequence[float], figure: Any, least: float | None
+) -> Result:
+    """Of all rounds but the first; `least` is the time that the limit allows."""
+    counted = list(seconds[1:])
+    median, ends = statistics.median(counted), [figure(s) for s in (min(counted), max(counted))]
+    of_limit = None if least is None else least / median
+    return Result(size, name, what, unit, figure(median), abs(ends[1] - ends[0]) / 2, of_limit)
+
+
+def _print(console: Console, results: Sequence[Result]) -> None:
+    kind = environment.cpu()["system.cpu.model"]
+    table = Table(title=f"{kind} (measured)", title_justify="left", box=None)
+    for head in ("size", "precision", "what"):
+        table.add_column(head, no_wrap=True)
+    for head in ("median", "±", "of limit"):
+        table.add_column(head, justify="right")
+    table.add_column("unit")
+    for r in results:
+        share = "" if r.of_limit is None else f"{100 * r.of_limit:.0f} %"
+        table.add_row(r.size, r.precision, r.what, f"{r.value:,.2f}", f"{r.spread:,.2f}", share, r.unit)
+    console.print(table)
+
+
+def _record(config: Config, results: Sequence[Result], used: Any, began: str) -> Record:
+    columns: dict[str, float] = {}
+    for r in results:
+        columns[r.column] = r.value
+        columns[f"{r.column}_spread"] = r.spread
+        if r.of_limit is not None:
+            columns[f"{r.column}_of_limit"] = r.of_limit
+    return Record.of(
+        {
+            **environment.collect(),
+            **columns,
+            "datetime": began,
+            "metrics.kind": "measured",
+            "benchmark.name": "flexjax-cpu",
+            "benchmark.version": VERSION,
+            "benchmark.valid": True,
+            "benchmark.invalid_reasons": "",
+            "benchmark.loadgen_verdict": "not driven by LoadGen",
+            "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
+            "technique.kernels_json": to_json(used),
+            "submission.scenario": "cpu",
+        }
+    )
