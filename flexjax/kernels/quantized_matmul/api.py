@@ -39,7 +39,7 @@ def quantized_matmul(
     there, and scales are applied to sums, never to a rounded weight. A row's result depends on that row alone.
 
     With `activation_dtype="int8"` each row is rounded first: with m = max |x[t]|, q = round_half_even(x[t] * (127 / m))
-    (0 for a row of zeros). The sums of a group are those of the integers q and values, exact in int32, and
+    (0 where m < 1e-30). The sums of a group are those of the integers q and values, exact in int32, and
     y[t] = m * float32(1 / 127) * (what stands above, with q for x).
 
     Args:

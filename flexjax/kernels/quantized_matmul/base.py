@@ -19,7 +19,7 @@ def quantized_matmul(
     row_scale, summed = None, jnp.dtype(jnp.float32)
     if activation_dtype == "int8":
         largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-        x = jnp.round(x * jnp.where(largest > 0, 127 / largest, 0.0))
+        x = jnp.round(x * jnp.where(largest > 1e-30, 127 / largest, 0.0))
         row_scale = largest * np.float32(1 / 127)
         summed = jnp.dtype(jnp.int32)
     sums = jnp.einsum(

@@ -56,8 +56,8 @@ def packed_matmul(
     """
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"x is {x.dtype.name}; float32 and bfloat16 are built")
-    if activation_dtype is not None and weight.dtype != jnp.int8:
-        raise NotImplementedError(f"rows in {activation_dtype} are built for int8 weights alone, not {weight.dtype}")
+    if activation_dtype is not None and weight.dtype not in (jnp.int8, jnp.int4):
+        raise NotImplementedError(f"rows in {activation_dtype} are built for int8 and int4 weights, not {weight.dtype}")
     register()
     none = np.zeros(0, np.float32)
     columns = weight.F // 2 if weight.gated else weight.F

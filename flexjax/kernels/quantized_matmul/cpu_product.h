@@ -63,9 +63,10 @@ struct Product {
   uint8_t* lines;          // The rows in lines of 64 bytes: [blocks of 16 rows, lines of a row, 16, 64]
   int64_t lines_of_row;
   float* row_scale;        // [T], of int8 rows
-  int32_t* row_sum;        // [T], of int8 rows
+  int32_t* row_sum;        // [T, sums_of_row], of int8 rows
 
   int64_t inputs() const { return chunks * ElementsOfChunk(format); }
+  int64_t sums_of_row() const { return format == kInt4 ? chunks : 1; }
   int64_t columns() const { return gated ? F / 2 : F; }
   int64_t panel_bytes() const { return chunks * BytesOfChunk(format); }
 };
@@ -146,7 +147,8 @@ inline Body Pick(const Product& p, int64_t wanted) {
   const InstructionSet isa = Best(wanted);
   const RowForm form = p.int8_rows ? kInt8Lines : kFloats;
 #if defined(__x86_64__)
-  if (isa == kAmx && p.T > kFewRows && (p.int8_rows || (!p.x_wide && p.format != kFloat32)))
+  const bool tiles = p.int8_rows ? p.format == kInt8 : !p.x_wide && p.format != kFloat32;
+  if (isa == kAmx && p.T > kFewRows && tiles)
     return {p.int8_rows ? kInt8Lines : kBf16Lines, avx512::Prepare, avx512::MultiplyTiles};
   if (isa >= kAvx512) return {form, avx512::Prepare, avx512::Multiply};
   if (isa == kAvx2) return {form, avx2::Prepare, avx2::Multiply};
@@ -183,11 +185,12 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
   p.chunks = (p.D + ElementsOfChunk(p.format) - 1) / ElementsOfChunk(p.format);
   const Body body = Pick(p, isa);
   const int64_t padded = (p.T + 15) / 16 * 16, inputs = p.inputs();
-  p.lines_of_row = body.form == kFloats ? 0 : inputs * (body.form == kBf16Lines ? 2 : 1) / kLine;
+  p.lines_of_row = body.form == kFloats ? 0 : (inputs * (body.form == kBf16Lines ? 2 : 1) + kLine - 1) / kLine;
   const int64_t float_bytes = p.T * inputs * 4, line_bytes = padded * p.lines_of_row * kLine;
-  uint8_t* memory = Aligned(own_rows, float_bytes + line_bytes + 2 * padded * 4);
+  const int64_t sum_bytes = p.int8_rows ? padded * p.sums_of_row() * 4 : 0;
+  uint8_t* memory = Aligned(own_rows, line_bytes + padded * 4 + sum_bytes + float_bytes);
   p.lines = memory, p.row_scale = (float*)(memory + line_bytes), p.row_sum = (int32_t*)p.row_scale + padded;
-  p.floats = (float*)p.row_scale + 2 * padded;
+  p.floats = (float*)((uint8_t*)p.row_sum + sum_bytes);
 
   const int64_t bytes = p.panels * p.panel_bytes();
   if (bytes < kShareBytes && bytes * p.T < kShareProducts) threads = 1;

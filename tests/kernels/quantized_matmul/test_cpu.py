@@ -12,7 +12,7 @@ from flexjax.kernels.quantized_matmul import base, cpu, pack, pack_gated, packed
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT8, ArgSpec
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
-SPECS = {n: s for n, s in ARG_SPECS.items() if s.weight_dtype in cpu.FORMATS and n != "int4_int8_rows"}
+SPECS = {n: s for n, s in ARG_SPECS.items() if s.weight_dtype in cpu.FORMATS}
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def formula(spec: ArgSpec) -> tuple[np.ndarray, np.ndarray]:
     x, values, scale = spec.arguments()
     result = jax.jit(functools.partial(base.quantized_matmul, **spec.options))(x, values, scale)
     wide = jnp.abs(values.astype(jnp.float32))
-    sums = base.quantized_matmul(jnp.abs(x), wide, scale)
+    sums = base.quantized_matmul(jnp.abs(x), wide, scale)  # Also of rounded rows, nearly.
     return np.asarray(result), np.asarray(sums)
 
 
@@ -42,7 +42,7 @@ def test_every_instruction_set_equals_the_formula(instruction_set: str, name: st
     spec = SPECS[name]
     got = jitted(instruction_set=instruction_set, **spec.options)(*packed(spec))
     want, magnitude = formula(spec)
-    if spec.activation_dtype == "int8":
+    if spec.activation_dtype == "int8" and spec.weight_dtype == "int8":
         np.testing.assert_array_equal(got, want)  # The same integers, the same two products after them.
     else:
         assert np.all(np.abs(got - want) <= 4e-6 * magnitude)  # Another order of float32 sums.
@@ -101,7 +101,7 @@ def test_what_is_not_built_is_refused():
     with pytest.raises(NotImplementedError, match=r"scale of int8 values \[4, 4\] is \[2, 4\]; one an output channel"):
         pack(jnp.ones((4, 4), jnp.int8), jnp.ones((2, 4)))
     x, weight = packed(SPECS["bfloat16_odd_sizes"])
-    with pytest.raises(NotImplementedError, match="rows in int8 are built for int8 weights"):
+    with pytest.raises(NotImplementedError, match="rows in int8 are built for int8 and int4 weights"):
         packed_matmul(x, weight, activation_dtype="int8")
     with pytest.raises(NotImplementedError, match="x is float16"):
         packed_matmul(x.astype(jnp.float16), weight)

@@ -19,14 +19,13 @@ def lines() -> list[str]:
     shapes = [(s.T, s.D, s.F, s.weight_dtype, s.activation_dtype, s.dtype) for s in ARG_SPECS.values()]
     shapes = [s for s in shapes if s[3] in cpu.FORMATS]
     shapes += [(*odd, name, None, dtype) for odd in ODD for name in cpu.FORMATS for dtype in ("float32", "bfloat16")]
-    shapes += [(*odd, "int8", "int8", "bfloat16") for odd in ODD]
+    shapes += [(*odd, name, "int8", "bfloat16") for odd in ODD for name in ("int8", "int4")]
     found = []
     for T, D, F, name, rows, dtype in shapes:
-        rows = rows is not None and name == "int8"
         for isa in range(len(cpu.INSTRUCTION_SETS)):
             for gated in (0, 1):
                 F_ = F + F % 2
-                found.append(f"{T} {D} {F_} {cpu.FORMATS.index(name)} {rows:d} {dtype == 'float32':d} {gated} {isa}")
+                found.append(f"{T} {D} {F_} {cpu.FORMATS.index(name)} {rows is not None:d} {dtype == 'float32':d} {gated} {isa}")
     return found
 
 
