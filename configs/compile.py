@@ -32,6 +32,6 @@ def get_config():
         max_num_batched_tokens=512,
         page_size=128,  # tokens; the TPU kernel reads whole pages, and many small ones slowly
     )
-    config.steps = "decode"  # "all" takes the mixed steps too, "none" leaves serving to the train step
+    config.steps = "decode"  # "all" takes the mixed steps too, "largest" one decode step, "none" leaves the train step
     config.search = True
     return config

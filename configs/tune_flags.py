@@ -1,8 +1,9 @@
-"""Compiler flags of the decoding step: each alone, then what helped together, measured or compiled.
+"""Compiler flags and block sizes: each alone, then what helped together, measured or compiled.
 
-Two kinds of search in one file. `cpu` measures XLA's CPU flags on the shipped model, beside the defaults in
+Three kinds of search in one file. `cpu` measures XLA's CPU flags on the shipped model, beside the defaults in
 alternating rounds. `v5e`, `v5p` and `v6e` ask the TPU's compiler what it expects of a decoding step, with no such chip
-present: figures of another kind, to be measured on a chip before they are trusted.
+present, and `v5e_blocks`, `v5p_blocks` and `v6e_blocks` which instructions it schedules for attention with other block
+sizes: figures of another kind, to be measured on a chip before they are trusted.
 
 Model     cpu: models/weights/pydoc-7m. TPUs: llama3-8b by its published dimensions, without weights
 Hardware  cpu: any, otherwise idle. TPUs: any, with the extra 'virtual'
@@ -10,6 +11,7 @@ Expect    five minutes on two cores; on CPU that little or nothing pays
 
     python -m flexjax.launch --config=configs/tune_flags.py
     python -m flexjax.launch --config=configs/tune_flags.py:v5e
+    python -m flexjax.launch --config=configs/tune_flags.py:v6e_blocks
 """
 
 from ml_collections import ConfigDict
@@ -60,12 +62,20 @@ TPU = (
     ("xla_vf_vmem_max_outstanding_prefetches", (8, 32), "Prefetches into vector memory at once."),
 )
 
+# Of the TPU's attention kernel; each is a constant of its module.
+BLOCKS = (
+    ("ragged_paged_attention.pallas_tpu.BLOCK_KV", (256, 512, 2048, 4096), "Tokens of one sequence read at a time."),
+    ("ragged_paged_attention.pallas_tpu.MAX_BLOCK_PAGES", (4, 8, 32), "Pages of them at the most."),
+    ("ragged_paged_attention.pallas_tpu.BLOCK_DECODES", (4, 8, 32, 64), "Sequences decoded at a time."),
+)
+
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x1", "v6e": "2x2"}
 
 
 def get_config(which="cpu"):
     config = ConfigDict()
     config.job = "tune_flags"
+    chip = which.removesuffix("_blocks")
     if which == "cpu":
         # Data: a full batch, each sequence with a context of so many tokens.
         config.context = 128
@@ -79,17 +89,18 @@ def get_config(which="cpu"):
         config.factors = CPU
         config.rounds = 9
         config.dispatches = 11
-    elif which in TOPOLOGIES:
+    elif chip in TOPOLOGIES:
         config.context = 2048
         config.model = "llama3-8b"
         config.engine = dict(dtype="bfloat16", max_num_seqs=32, page_size=128)
 
-        config.evaluate = "compiled"
-        config.chip = which
-        config.topology = TOPOLOGIES[which]
-        config.factors = TPU
+        config.evaluate = "compiled" if chip == which else "kernel"
+        config.chip = chip
+        config.topology = TOPOLOGIES[chip]
+        config.factors = TPU if chip == which else BLOCKS
     else:
-        raise ValueError(f"configs/tune_flags.py has the searches cpu, {', '.join(TOPOLOGIES)}; got {which!r}.")
-    config.set_name = f"{which}/latency"
+        names = ["cpu", *TOPOLOGIES, *(f"{chip}_blocks" for chip in TOPOLOGIES)]
+        raise ValueError(f"configs/tune_flags.py has the searches {', '.join(names)}; got {which!r}.")
+    config.set_name = f"{chip}/{'latency' if chip == which else 'attention_blocks'}"
     config.search = dict(least_gain=0.02, trials=20, exact=True)
     return config

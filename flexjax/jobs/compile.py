@@ -40,7 +40,7 @@ class Config:
     topology: str = "2x4"  # Chips as a grid: 2x4 (v5e, v6e), 2x2x1 (v4, v5p, 7x); of GPUs 8, or 2x8 in two hosts.
     # Its max_num_seqs contexts of max_model_len tokens are all held at once; mesh None takes the chip's preset.
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
-    steps: Literal["all", "decode", "none"] = "all"  # Of the engine's, those compiled.
+    steps: Literal["all", "decode", "largest", "none"] = "all"  # Of the engine's; largest is one decode step.
     search: bool = True  # For the longest context and the largest batch, confirmed by a compile.
     train: Training | None = None  # The train step too, on a mesh of its own; None leaves it out.
 
@@ -82,6 +82,7 @@ def _serving(
 
     program = program_for(model, config.engine, target, batch, context)
     shapes = [shape for shape in program.shapes if shape.decodes_only or config.steps == "all"]
+    shapes = [max(shapes)] if config.steps == "largest" else shapes
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"Compiling for {config.chip}", total=len(shapes))

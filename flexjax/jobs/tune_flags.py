@@ -17,6 +17,8 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
 from flexjax.tune import (
+    Attention,
+    CompiledKernel,
     CompiledStep,
     Cost,
     Evaluator,
@@ -29,6 +31,7 @@ from flexjax.tune import (
     search,
     set_file,
 )
+from flexjax.tune.blocks import is_block_size
 from flexjax.tune.set_file import describe, figure
 from flexjax.virtual import Target, abstract_model, program_for
 
@@ -39,20 +42,27 @@ class Config:
     # (name, values beside the default, what it does): flags without dashes, block sizes as <op>.<module>.<CONSTANT>.
     factors: tuple[tuple[str, tuple[bool | int | float | str, ...], str], ...]
     set_name: str  # "<chip>/<purpose>" of the set file that comes out.
-    evaluate: Literal["measured", "compiled"] = "measured"  # On the chip here, or by the compiler for `chip`.
+    # On the chip here; or by the compiler for `chip`: the whole step, or attention alone by its scheduled instructions.
+    evaluate: Literal["measured", "compiled", "kernel"] = "measured"
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     context: int = 128  # Tokens that each sequence of the batch holds.
     rounds: int = 9  # Measured: of each candidate beside the defaults.
     dispatches: int = 11  # Measured: of each side in a round.
-    chip: str = ""  # Compiled: a chip of the table,
+    chip: str = ""  # Compiled or kernel: a chip of the table, of kernel a TPU,
     topology: str = ""  # and how many of it, as a grid: 2x4.
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self):
-        if {self.evaluate == "compiled"} != {bool(self.chip), bool(self.topology)}:
+        if {self.evaluate != "measured"} != {bool(self.chip), bool(self.topology)}:
             raise ValueError(
                 f"A compiled search names chip and topology, a measured one neither; got {self.chip!r} and "
                 f"{self.topology!r}."
+            )
+        flags = [name for name, _, _ in self.factors if not is_block_size(name)]
+        if self.evaluate == "kernel" and flags:
+            raise ValueError(
+                f"A kernel alone is compiled with other block sizes, not other flags; got {', '.join(flags)}. Try "
+                "those with evaluate='compiled'."
             )
         if self.context < 1 or self.rounds < 1 or self.dispatches < 1:
             raise ValueError("context, rounds and dispatches must be at least 1.")
@@ -66,8 +76,8 @@ def run(config: Config, workdir: Path) -> int:
         compile_cache.enable()  # What is compiled for chips that are not here cannot be loaded again.
     factors = [Factor(*factor) for factor in config.factors]
     with console.status("loading and compiling the defaults"):
-        evaluator, where = _measured(config) if config.evaluate == "measured" else _compiled(config)
-    note = f"{config.evaluate} on {where}; below 1 is faster than the defaults"
+        evaluator, where = {"measured": _measured, "compiled": _compiled, "kernel": _kernel}[config.evaluate](config)
+    note = f"{evaluator.kind} on {where}; below 1 is faster than the defaults"
     console.print(note, style="dim", markup=False, soft_wrap=True)
     with (workdir / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -81,8 +91,10 @@ def run(config: Config, workdir: Path) -> int:
 
         finding = search(evaluator, factors, config.search, report)
     engine = config.engine
+    part = "Attention while decoding" if config.evaluate == "kernel" else "The decoding step"
+    cache = f" with an {engine.cache_dtype} cache" if engine.cache_dtype not in (None, engine.dtype) else ""
     what = (
-        f"The decoding step of {Path(config.model).name}, {engine.dtype}, {engine.max_num_seqs} sequences of "
+        f"{part} of {Path(config.model).name}, {engine.dtype}{cache}, {engine.max_num_seqs} sequences of "
         f"{config.context} tokens"
     )
     today = datetime.date.today().isoformat()
@@ -112,6 +124,33 @@ def _compiled(config: Config) -> tuple[Evaluator, str]:
     compiler = "libtpu" if target.chip.platform == "tpu" else "jaxlib"
     where = f"{target}, {compiler} {environment.version(compiler)}"
     return CompiledStep(program, target.limits, target.chip.platform), where
+
+
+def _kernel(config: Config) -> tuple[Evaluator, str]:
+    target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
+    if target.chip.platform != "tpu":
+        raise ValueError(f"Scheduled instructions are libtpu's to list; {target.chip.full_name} is no TPU.")
+    engine = config.engine
+    model = abstract_model(*causal_lm.family_of(config.model), engine, "tpu")
+    leaf = program_for(model, engine, target, engine.max_num_seqs, config.context).cache[0]
+    *_, kv_rows, head_dim = leaf.sharding.shard_shape(leaf.shape)
+    attention = Attention(
+        chip=target.chip.name,
+        batch=engine.max_num_seqs,
+        context=config.context,
+        num_heads=model.config.num_heads // target.mesh.shape["tensor"],
+        num_kv_heads=kv_rows // 2,
+        head_dim=head_dim,
+        page_size=engine.page_size,
+        dtype=engine.dtype,
+        cache_dtype=engine.cache_dtype or engine.dtype,
+    )
+    least = 1e6 * attention.read_bytes / target.limits.bytes_per_s
+    where = (
+        f"one layer on one of {target}, libtpu {environment.version('libtpu')}; reading keys and values alone takes "
+        f"{least:.4g} µs"
+    )
+    return CompiledKernel(attention), where
 
 
 def _say(console: Console, trial: Trial) -> None:

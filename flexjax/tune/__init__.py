@@ -2,6 +2,7 @@
 
 from flexjax.tune.compiled import CompiledStep
 from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
+from flexjax.tune.kernel import Attention, CompiledKernel
 from flexjax.tune.measured import MeasuredStep
 from flexjax.tune.search import Factor, Finding, SearchConfig, Trial, search
 from flexjax.tune.set_file import set_file
@@ -14,7 +15,9 @@ __all__ = [
     "Evaluator",
     "Refused",
     "Setting",
-    # Two ways to know it.
+    # Three ways to know it.
+    "Attention",
+    "CompiledKernel",
     "CompiledStep",
     "MeasuredStep",
     "decode_program",

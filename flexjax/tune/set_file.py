@@ -21,6 +21,7 @@ def set_file(
         lines.append("# What the compiler expects, never a speed seen: to be measured on a chip before it is trusted.")
     if finding.cost is None:
         lines.append("# Nothing that was tried pays: this set is empty.")
+        lines += [f"# The defaults: {t.cost.default_value:.4g} {evaluator.unit}." for t in finding.trials[:1] if t.cost]
     else:
         lines.append(f"# All together: {_figures(finding.cost, evaluator.unit)}.")
         sizes = {name: value for name, value in finding.best.items() if is_block_size(name)}

@@ -9,9 +9,10 @@ import pytest
 from flexjax import config as config_lib
 from flexjax import config_file
 from flexjax.engine import EngineConfig
-from flexjax.hardware import flag_check, xla_flags
+from flexjax.hardware import chips, flag_check, topology, xla_flags
 from flexjax.jobs import tune_flags
-from flexjax.tune import Cost, MeasuredStep
+from flexjax.tune import Attention, Cost, MeasuredStep
+from flexjax.tune.blocks import find
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden" / "llama3"
 CONFIG = tune_flags.Config(
@@ -64,11 +65,47 @@ def test_what_pays_becomes_a_set_that_the_compiler_takes(tmp_path, monkeypatch, 
         (dict(evaluate="compiled", chip="v5e"), "got 'v5e' and ''"),
         (dict(set_name="v9/decode"), "No chip is called 'v9'"),
         (dict(rounds=0), "must be at least 1"),
+        (
+            dict(evaluate="kernel", chip="v5e", topology="2x4"),
+            "not other flags; got xla_cpu_prefer_vector_width, xla_cpu_nonsense",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_the_kernel_that_is_tuned_is_one_device_s_part(tmp_path, monkeypatch):
+    made: list[Attention] = []
+
+    class Kernel:
+        kind, unit = "compiled", "µs a layer"
+
+        def __init__(self, attention: Attention):
+            made.append(attention)
+
+        def __call__(self, candidate, effort=1):
+            return Cost(1.0, 1.0, 1.0, 41.0, 41.0, None)
+
+    monkeypatch.setattr(tune_flags, "CompiledKernel", Kernel)
+    _, fields = config_file.split(config_file.load("configs/tune_flags.py:v6e_blocks"))
+    config = config_lib.from_config_dict(tune_flags.Config, fields)
+    if topology.missing(chips.find("v6e")) is not None:
+        pytest.skip(str(topology.missing(chips.find("v6e"))))
+    assert tune_flags.run(config, tmp_path) == 0
+    assert made == [Attention("v6e", 32, 2048, num_heads=8, num_kv_heads=2, head_dim=128, page_size=128)]
+    text = (tmp_path / "attention_blocks.txt").read_text()
+    assert "# Attention while decoding of llama3-8b, bfloat16, 32 sequences of 2048 tokens." in text
+    assert "# The defaults: 41 µs a layer." in text and xla_flags.parse(text, "blocks") == ()
+
+
+@pytest.mark.parametrize("which", ["v5e", "v5p", "v6e"])
+def test_the_block_sizes_that_are_searched_are_the_kernel_s(which):
+    _, fields = config_file.split(config_file.load(f"configs/tune_flags.py:{which}_blocks"))
+    for name, values, _ in config_lib.from_config_dict(tune_flags.Config, fields).factors:
+        module, constant = find(name)
+        assert getattr(module, constant) not in values
 
 
 @pytest.mark.parametrize("which", ["cpu", "v5e"])
