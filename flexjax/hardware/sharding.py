@@ -47,7 +47,8 @@ _TENSOR, _EXPERT = _over("tensor"), _over("expert")
 TABLE: Mapping[str, tuple[Rule, Rule]] = {
     # Parameters.
     "vocab": (_VOCAB, _VOCAB),
-    "embed": (WHOLE, _over("fsdp", may_replicate=True)),
+    # Of stacked layers stage splits "layers", which come first; of all that stands outside a pipeline, this.
+    "embed": (WHOLE, _over("stage", "fsdp", may_replicate=True)),
     "heads": (_HEADS, _HEADS),
     "kv_heads": (_HEADS, _HEADS),
     "head_dim": (WHOLE, WHOLE),
@@ -62,7 +63,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     "slots": (WHOLE, WHOLE),
     # Batches.
     "batch": (WHOLE, _over("stage", "data", "fsdp")),  # Outermost stage: microbatches form in place, see pipeline.py.
-    "group_batch": (WHOLE, _over("stage", "data")),  # The examples of an fsdp group, while it splits their width.
+    "group_batch": (WHOLE, _over("data")),  # Examples while stage and fsdp split their width.
     "length": (WHOLE, _over("sequence")),
     "rows": (WHOLE, WHOLE),  # Of a ragged step.
 }
