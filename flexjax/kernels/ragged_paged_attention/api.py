@@ -17,9 +17,12 @@ BODIES = {
     "xla": xla.ragged_paged_attention,
     "cpu": cpu.ragged_paged_attention,
     "pallas_tpu": pallas_tpu.ragged_paged_attention,
+    "triton_gpu": registry.on_demand(
+        "flexjax.kernels.ragged_paged_attention.triton_gpu", OP, package="jax_triton", extra="cuda"
+    ),
 }
 # `base` is the formula to test against, too slow to fall back on.
-ORDER = {"cpu": ("cpu", "xla"), "tpu": ("pallas_tpu", "xla")}
+ORDER = {"cpu": ("cpu", "xla"), "tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
 ANYWHERE = ("xla",)
 
 

@@ -1,0 +1,93 @@
+"""The GPU body: its values interpreted on a CPU and, where there is one, on a GPU; what its compiler makes of it."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import triton_interpreter
+from described import GPUS, compiled, triton_kernels
+
+from flexjax.hardware import chips
+from flexjax.kernels.ragged_paged_attention import ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, GEMMA2_2B, LLAMA3_8B, ArgSpec, decode
+
+jax_triton = pytest.importorskip("jax_triton", reason="jax-triton is not installed (extra cuda)")
+
+COMPILED = {
+    "decode": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16"),
+    "int8_pages": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16", page_dtype="int8"),
+    "prefill": LLAMA3_8B(sequences=((2048, 2048),), dtype="bfloat16"),
+    "window_and_cap": GEMMA2_2B(sequences=((300, 900), (1, 900)), dtype="bfloat16", window=512),
+}
+
+
+def abstract(spec: ArgSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shapes of the arguments, which are too large to be made here."""
+    T, B = sum(new for new, _ in spec.sequences), len(spec.sequences)
+    P = max(total for _, total in spec.sequences) // spec.page_size + 1
+    shape = jax.ShapeDtypeStruct
+    new = shape((T, spec.K, spec.H), spec.dtype)
+    pages = shape((B * P + 3, spec.page_size, spec.K, 2, spec.H), spec.page_dtype or spec.dtype)
+    batch = (shape(size, "int32") for size in ((B + 1,), (B,), (B, P)))
+    return shape((T, spec.N, spec.H), spec.dtype), new, new, pages, *batch
+
+
+def options(spec: ArgSpec):
+    return spec.options | ({"kv_scale": 1 / 32} if spec.page_dtype == "int8" else {})
+
+
+def test_values_by_the_interpreter():
+    triton_interpreter.run_tests(Path(__file__).with_name("on_triton_interpreter.py"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+@pytest.mark.parametrize("name", ARG_SPECS)
+def test_values_on_a_gpu(name: str):
+    spec = ARG_SPECS[name]
+    bodies = (functools.partial(ragged_paged_attention, body=body, **spec.options) for body in ("triton_gpu", "base"))
+    (got, pages), (want, want_pages) = (jax.jit(body)(*spec.arguments()) for body in bodies)
+    np.testing.assert_array_equal(pages, want_pages)
+    tolerance = 1e-5 if spec.dtype == "float32" else 1e-2  # In bfloat16 weights are rounded.
+    np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_into_registers_and_shared_memory(chip: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    spec, compiler = COMPILED[name], chips.find(chip).compiler
+    assert compiler is not None
+    call = functools.partial(ragged_paged_attention, **options(spec))
+    (kernel,) = triton_kernels(monkeypatch, chip, call, *abstract(spec))
+    assert kernel.spilled_bytes <= 64 and kernel.registers <= 255
+    assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
+
+
+def test_donated_pages_are_not_copied():
+    spec = COMPILED["decode"]
+    q, k, v, pages, *batch = abstract(spec)
+    made = compiled(
+        "h100", functools.partial(ragged_paged_attention, **options(spec)), q, k, v, pages, *batch, donate=3
+    )
+    memory = made.memory_analysis()
+    assert memory is not None
+    cache = pages.size * pages.dtype.itemsize
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes <= 0.02 * cache
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8"),
+        ({"H": 320}, "head_dim=320 is more than the 256"),
+    ],
+)
+def test_what_it_cannot_do_it_says(change, reason):
+    spec = dataclasses.replace(ARG_SPECS["shipped_mixed"], **change)
+    call = functools.partial(ragged_paged_attention, body="triton_gpu", **spec.options)
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(call, *jax.eval_shape(spec.arguments))
