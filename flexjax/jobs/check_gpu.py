@@ -1,0 +1,235 @@
+"""Checks the values of every kernel on this GPU, and times them against what it copies and multiplies at most."""
+
+import csv
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flexjax import kernels
+from flexjax.hardware import chips
+from flexjax.kernels import registry
+from flexjax.kernels.case import Case, can_serve
+from flexjax.kernels.lora_matmul import arg_specs as lora
+from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8, INT8_ROWS
+from flexjax.kernels.quantized_matmul.arg_specs import ArgSpec as Product
+from flexjax.kernels.ragged_paged_attention.arg_specs import LLAMA3_8B, decode
+from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec as Attention
+from flexjax.micro import Loop, Probe, Reading, matmuls, measure, memory
+
+HOME = Path(kernels.__file__).parent
+BODY = "triton_gpu"
+MOST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}  # Of the largest value.
+COPY_MIB, MATRIX = 1024, 8192
+BATCHES, LAYERS = (8, 64), 4  # Rows of decoding; calls of a step, whose weights together do not stay in a cache.
+KV_SCALE = 1 / 32
+CONTEXT, PROMPT = 2048, 4096  # tokens
+WEIGHT = (4096, 28672)  # Rows and columns of Llama-3-8B's gate and up.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    ops: tuple[str, ...] = ()  # Folders of flexjax/kernels; empty takes all that have a GPU body.
+    rounds: int = 7  # Of timing: everything in turn, this often; the median counts.
+    round_s: float = 0.05  # Seconds of a round that one body fills.
+
+    def __post_init__(self):
+        if unknown := set(self.ops) - set(gpu_ops()):
+            raise ValueError(f"ops can be {', '.join(gpu_ops())}; got {', '.join(sorted(unknown))}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A body on a named shape beside the formula; `error` is of the largest value, and None where it does not serve."""
+
+    op: str
+    shape: str
+    error: float | None
+    allowed: float
+    reason: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return self.error is not None and not self.error <= self.allowed  # NaN is wrong.
+
+
+def gpu_ops() -> list[str]:
+    return sorted(path.parent.name for path in HOME.glob(f"*/{BODY}.py"))
+
+
+def run(config: Config, workdir: Path) -> int:
+    console = Console()
+    if registry.platform() != "gpu":
+        console.print(f"check_gpu needs an NVIDIA GPU; JAX runs on {registry.platform()} here.")
+        return 2
+    ops = config.ops or tuple(gpu_ops())
+    checked = [each for op in track(ops, "Checking values") for each in check(op)]
+    copies, products = _limits(config)
+    timed = [each for op in track(ops, "Timing") for each in _time(op, config)]
+    _print(console, checked, timed, copies, products)
+    _write(workdir / "gpu.csv", checked, timed, copies, products)
+    console.print(f"Figures in {workdir / 'gpu.csv'}.", style="dim", markup=False)
+    return 1 if any(each.wrong for each in checked) else 0
+
+
+def check(op: str, body: str = BODY) -> Iterator[Checked]:
+    """The body against the formula on every named shape of the op, kernels compiled as they are served."""
+    specs = importlib.import_module(f"flexjax.kernels.{op}.arg_specs").ARG_SPECS
+    call = getattr(importlib.import_module(f"flexjax.kernels.{op}"), op)
+    for shape, spec in specs.items():
+        allowed, options = MOST_ERROR[spec.dtype], getattr(spec, "options", {})
+        arguments = spec.arguments()
+        served, formula = (functools.partial(call, body=each, **options) for each in (body, "base"))
+        if reason := can_serve(served, arguments):
+            yield Checked(op, shape, None, allowed, reason)
+            continue
+        got, want = (jax.tree.leaves(jax.jit(each)(*arguments)) for each in (served, formula))
+        yield Checked(op, shape, max(map(_error, got, want)), allowed)
+
+
+def _error(got: Any, want: Any) -> float:
+    got, want = (np.asarray(jnp.asarray(each).astype(jnp.float32)) for each in (got, want))
+    return float(np.max(np.abs(got - want)) / max(float(np.max(np.abs(want))), 1e-30))
+
+
+def _limits(config: Config) -> tuple[float, float]:
+    """Bytes a second that are copied, operations a second of bfloat16 products."""
+    (copies,) = (probe for probe in memory([COPY_MIB]) if probe.kind == "copy")
+    (products,) = matmuls(["bfloat16"], [MATRIX])
+    first, second = measure([copies, products], config.rounds, config.round_s)
+    return copies.work / first.low, products.work / second.low
+
+
+def _time(op: str, config: Config) -> Iterator[tuple[Case, Reading]]:
+    """Each case against XLA's body of the same op, round by round."""
+    for shape, make, step, moved, operations in SERVING.get(op, _nothing)():
+        cases = [
+            Case(op, shape, body, make, functools.partial(step, body=body), moved, operations, "bfloat16", LAYERS)
+            for body in (BODY, "xla")
+        ]
+        cases = [case for case in cases if can_serve(case.step, case.make()) is None]
+        probes = [Probe(case.body, op, 0, Loop(case.step, *case.make())) for case in cases]
+        yield from zip(cases, measure(probes, config.rounds, config.round_s), strict=True)
+
+
+Serving = Iterator[tuple[str, Callable[[], tuple[Any, ...]], Callable[..., Any], float, float]]
+
+
+def _nothing() -> Serving:
+    yield from ()
+
+
+def _attention() -> Serving:
+    """Llama-3-8B's: decoding from both kinds of pages, and one prompt."""
+    op = importlib.import_module("flexjax.kernels.ragged_paged_attention").ragged_paged_attention
+    specs = {f"decode_{B}_{dtype}": LLAMA3_8B(sequences=decode(B, CONTEXT), dtype="bfloat16", page_dtype=dtype)
+             for B in BATCHES for dtype in ("bfloat16", "int8")}  # fmt: skip
+    specs["prefill"] = LLAMA3_8B(sequences=((PROMPT, PROMPT),), dtype="bfloat16")
+
+    def make(spec: Attention) -> tuple[Any, ...]:
+        q, k, v, pages, *batch = spec.arguments()
+        return (q, [pages + jnp.zeros((), pages.dtype) for _ in range(LAYERS)]), k, v, *batch
+
+    def step(state, *arguments, body: str, spec: Attention):
+        k, v, *batch = arguments
+        q, cache = state
+        options = spec.options | (dict(kv_scale=KV_SCALE) if spec.page_dtype == "int8" else {})
+        for i in range(LAYERS):
+            q, cache[i] = op(q, k, v, cache[i], *batch, body=body, **options)
+        return q, cache
+
+    for shape, spec in specs.items():
+        make_it, step_it = functools.partial(make, spec), functools.partial(step, spec=spec)
+        yield shape, make_it, step_it, spec.read_bytes, 2 * spec.products
+
+
+def _products() -> Serving:
+    op = importlib.import_module("flexjax.kernels.quantized_matmul").quantized_matmul
+    float8 = functools.partial(Product, weight_dtype="float8_e4m3fn")
+    forms = {"int8": INT8, "int4": INT4, "int8_rows": INT8_ROWS, "float8": float8}
+
+    def make(spec: Product) -> tuple[Any, ...]:
+        return spec.arguments()[0], [spec.arguments(seed)[1:] for seed in range(LAYERS)]
+
+    def step(x, weights, body: str, spec: Product):
+        for values, scale in weights:
+            y = op(x, values, scale, body=body, **spec.options)
+            x = y[:, : spec.D].astype(x.dtype)
+        return x
+
+    for name, form in forms.items():
+        for T in BATCHES:
+            spec = form(T, *WEIGHT)
+            make_it, step_it = functools.partial(make, spec), functools.partial(step, spec=spec)
+            yield f"{name}_{T}", make_it, step_it, spec.weight_bytes, spec.operations
+
+
+def _adapters() -> Serving:
+    op = importlib.import_module("flexjax.kernels.lora_matmul").lora_matmul
+
+    def make(spec: lora.ArgSpec) -> tuple[Any, ...]:
+        return spec.arguments()[0], [spec.arguments(seed)[1:] for seed in range(LAYERS)]
+
+    def step(y, layers, body: str):
+        for layer in layers:
+            y = op(y, *layer, body=body)
+        return y
+
+    for shape, spec in lora.SERVING_SPECS.items():
+        yield shape, functools.partial(make, spec), step, spec.read_bytes, spec.operations
+
+
+SERVING: dict[str, Callable[[], Serving]] = {
+    "ragged_paged_attention": _attention,
+    "quantized_matmul": _products,
+    "lora_matmul": _adapters,
+}
+
+
+def _print(console: Console, checked, timed, copies: float, products: float) -> None:
+    console.print(f"{chips.detect().device_kind} (measured): copies {copies / 1e9:,.0f} GB/s, bfloat16 products "
+                  f"{products / 1e12:,.0f} TFLOP/s", markup=False)  # fmt: skip
+    for each in checked:
+        if each.wrong:
+            text = f"• {each.op} {each.shape}: off by {each.error:.2g} of the largest value, {each.allowed:g} allowed"
+            console.print(text, style="bold red", markup=False)
+        elif each.error is None:
+            console.print(f"• {each.op} {each.shape}: not served, {each.reason}", markup=False)
+    console.print(f"{sum(each.error is not None for each in checked)} shapes checked, "
+                  f"{sum(each.wrong for each in checked)} wrong")  # fmt: skip
+    table = Table(box=None)
+    for head in ("op", "shape", "body"):
+        table.add_column(head)
+    for head in ("µs", "of copies", "of products"):
+        table.add_column(head, justify="right")
+    for case, reading in timed:
+        seconds = reading.median / LAYERS
+        shares = (case.moved_bytes / seconds / copies, case.operations / seconds / products)
+        table.add_row(case.op, case.shape, case.body, f"{1e6 * seconds:,.1f}", *(f"{100 * s:.0f} %" for s in shares))
+    console.print(table)
+
+
+def _write(path: Path, checked, timed, copies: float, products: float) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            "device op shape body error allowed median_s low_s high_s moved_bytes operations copy_bytes_per_s "
+            "bfloat16_operations_per_s".split()
+        )
+        device = chips.detect().device_kind
+        for each in checked:
+            error = each.reason if each.error is None else each.error
+            writer.writerow([device, each.op, each.shape, BODY, error, each.allowed, *[""] * 5, copies, products])
+        for case, r in timed:
+            seconds = [each / LAYERS for each in (r.median, r.low, r.high)]
+            work = (case.moved_bytes, case.operations, copies, products)
+            writer.writerow([device, case.op, case.shape, case.body, "", "", *seconds, *work])
