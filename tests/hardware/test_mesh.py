@@ -49,6 +49,14 @@ def test_every_preset_is_of_a_known_chip_and_fits_its_devices():
     assert preset("v5e", 8, "serving") == MeshConfig(tensor=8)
 
 
+@pytest.mark.parametrize("purpose", ["serving", "training"])
+def test_every_chip_has_presets(purpose):
+    for chip in chips.table():
+        # Of one device, half a host and a host; TPUs are rented one, four or eight at a time, and a 7x chip is two.
+        wanted = {2, 8} if chip == "7x" else {1, 4, 8}
+        assert wanted <= {size for c, p, size in presets() if (c, p) == (chip, purpose)}, chip
+
+
 @pytest.mark.parametrize(
     ("chip", "size", "message"),
     [("v5e", 6, "6 devices of v5e; there are some for 1, 4, 8"), ("v9", 8, "'v9'; there are some for .*v5e")],
