@@ -17,6 +17,7 @@ from flexjax.engine.engine import Engine
 from flexjax.engine.llm import LLM
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import Request
+from flexjax.hardware import xla_flags
 
 
 class EngineTarget:
@@ -80,6 +81,7 @@ class EngineTarget:
             "num_pages": runner.num_pages,
             "decode_steps_per_dispatch": config.decode_steps,
             "pipeline_depth": config.pipeline_depth,
+            "xla_options": xla_flags.as_text(runner.compiler_options),
         }
 
     def stats(self) -> TargetStats:

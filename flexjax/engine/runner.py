@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 from flax import nnx
@@ -70,6 +72,11 @@ class StepRunner:
     @property
     def cache_dtype(self) -> jax.numpy.dtype:
         return self.program.cache_dtype
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        """Of XLA, that every step is compiled with beside the flags of the environment."""
+        return self._options or {}
 
     @property
     def weight_bytes(self) -> int:

@@ -125,6 +125,12 @@ def in_force() -> Mapping[str, str]:
     return {variable: os.environ.get(variable, "") for variable in sorted(set(VARIABLES.values()))}
 
 
+def as_text(options: Mapping[str, bool | int | float | str] | None) -> str:
+    """Options that are given to single compiles, in the form of flags; for the record."""
+    plain = {name: str(value).lower() if isinstance(value, bool) else value for name, value in (options or {}).items()}
+    return " ".join(f"--{name}={value}" for name, value in plain.items())
+
+
 def _jax_started() -> bool:
     bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public question for this.
     return bridge is not None and bridge.backends_are_initialized()

@@ -13,7 +13,7 @@ from flexjax import causal_lm, kernels
 from flexjax.causal_lm import CausalLM, Family
 from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
-from flexjax.hardware import aot
+from flexjax.hardware import aot, xla_flags
 from flexjax.records import Record, environment, store, to_json
 from flexjax.virtual import (
     Budget,
@@ -78,7 +78,7 @@ def _serving(
     budget = Budget.of(model, config.engine, target)
     if budget.missing(batch, context) > 0:
         _explain(console, model, config, target, budget, batch, context, budget.missing(batch, context))
-        return False, [report.refusal(target, budget, batch, context, _common(config, fits=False))]
+        return False, [report.refusal(target, budget, batch, context, _common(config, target, fits=False))]
 
     program = program_for(model, config.engine, target, batch, context)
     shapes = [shape for shape in program.shapes if shape.decodes_only or config.steps == "all"]
@@ -89,22 +89,24 @@ def _serving(
         reports = compile_steps(program, target, context, shapes, lambda _: progress.advance(task))
         largest = max(reports, key=lambda r: r.shape)
         found: dict[str, Any] = {}
+        pictured = list(reports)
         if largest.fits:
             footprint = largest.compiled.footprint
             budget = dataclasses.replace(budget, reserve=footprint.temporaries + footprint.code)
             if config.search:
                 progress.update(task, description="Searching what fits")
-                found = _search(model, config, target, budget, batch, context)
+                found, widest = _search(model, config, target, budget, batch, context)
+                pictured += [widest] if widest is not None and widest.shape > largest.shape else []
     report.print_report(console, reports, title)
     _print_found(console, found, batch, context)
     if largest.fits:
-        figure = report.plot(reports, budget, f"{name} on {config.chip} {config.topology}, {bits}")
+        figure = report.plot(pictured, budget, f"{name} on {config.chip} {config.topology}, {bits}")
         figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
     unfit = [r for r in reports if not r.fits]
     if unfit:
         worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))
         _explain(console, model, config, target, budget, batch, context, worst)
-    return not unfit, report.records(reports, {**_common(config, fits=not unfit), **found})
+    return not unfit, report.records(reports, {**_common(config, target, fits=not unfit), **found})
 
 
 def _training(
@@ -122,7 +124,7 @@ def _training(
         console.print(f"{name} on {target}:", style="bold red", highlight=False)
         for way in ways_to_train(family, hf, made):
             console.print(f"  • {way}", highlight=False)
-    common = {**_common(config, fits=made.fits), "model.weight_data_types": "float32"}
+    common = {**_common(config, target, fits=made.fits), "model.weight_data_types": "float32"}
     return made.fits, report.training_record(made, common)
 
 
@@ -142,8 +144,9 @@ def _print_bodies(console: Console) -> None:
 
 def _search(
     model: CausalLM, config: Config, target: Target, budget: Budget, batch: int, context: int
-) -> dict[str, Any]:
-    """Columns: the longest context at that batch, the largest batch at that context, each confirmed by a compile."""
+) -> tuple[dict[str, Any], StepReport | None]:
+    """Columns: the longest context at that batch, the largest batch at that context, each confirmed by a compile; and
+    the report of that batch."""
     longest = _confirmed(model, config, target, budget.longest_context(batch), lambda c: (batch, c))
     most = budget.largest_batch(context)
     largest = _confirmed(model, config, target, most - most % 8 or most, lambda b: (b, context))
@@ -156,7 +159,7 @@ def _search(
             columns[f"metrics.{name}_{unit}"] = value
             columns[f"metrics.{name}_static_tokens_per_s"] = made.tokens_per_s(made.static_seconds)
             columns[f"metrics.{name}_least_tokens_per_s"] = made.tokens_per_s(made.least_seconds)
-    return columns
+    return columns, largest
 
 
 def _confirmed(model: CausalLM, config: Config, target: Target, value: int, sizes) -> StepReport | None:
@@ -206,13 +209,14 @@ def _explain(
         console.print(f"  • {way}", highlight=False)
 
 
-def _common(config: Config, fits: bool) -> dict[str, Any]:
+def _common(config: Config, target: Target, fits: bool) -> dict[str, Any]:
     """Columns of every row; the machine is the one that compiled, but for its accelerators."""
     host = {name: value for name, value in environment.collect().items() if not name.startswith("system.accelerator")}
     bodies = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     return {
         **host,
         "software.kernels": to_json(bodies),
+        "software.xla_flags": f"{host['software.xla_flags']} {xla_flags.as_text(target.compiler_options)}".strip(),
         "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "benchmark.name": "flexjax-compile",
         "benchmark.version": VERSION,

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from flexjax.bench.engine_target import EngineTarget
@@ -33,6 +34,8 @@ def test_description_and_samples(target, ask):
     described = target.describe()
     assert described["weights_dtype"] == described["cache_dtype"] == "float32"
     assert described["max_num_seqs"] == 2 and described["cache_bytes"] > 0
+    if jax.default_backend() == "cpu":
+        assert described["xla_options"] == "--xla_cpu_experimental_ynn_fusion_type="
     stats = target.stats()
     assert stats.samples and stats.host_s > 0
     assert all(0 <= s.used_pages <= 1 and 0 <= s.running <= 2 for s in stats.samples)

@@ -79,6 +79,11 @@ def test_flags_given_by_hand_win(monkeypatch):
     assert xla_flags.in_force()["LIBTPU_INIT_ARGS"] == "--xla_one=true --xla_two=3 --xla_two=4"
 
 
+def test_options_of_single_compiles_read_as_flags():
+    assert xla_flags.as_text({"xla_a": True, "xla_b": "", "xla_c": 3}) == "--xla_a=true --xla_b= --xla_c=3"
+    assert xla_flags.as_text(None) == ""
+
+
 def test_a_running_jax_is_refused():
     import jax
 

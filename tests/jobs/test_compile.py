@@ -91,6 +91,7 @@ def test_a_gpu_that_is_not_here(chip, tmp_path):
     assert job.run(config(model=str(tmp_path), chip=chip, topology="1", engine=engine, steps="decode"), tmp_path) == 0
     (row,) = json.loads((tmp_path / "record.json").read_text())
     assert row["system.accelerator.name"] == chips.find(chip).full_name
+    assert row["software.xla_flags"].endswith("--xla_gpu_autotune_level=0")
     # Weights but for one table, and the cache in eight blocks of pages: the loop over them counts its turns.
     read = row["metrics.weights_bytes"] - 2 * 32_000 * 256 + row["metrics.live_cache_bytes"]
     assert row["metrics.hbm_bytes"] >= 0.95 * read

@@ -18,7 +18,15 @@ def records_of(result: BenchResult, columns: Mapping[str, Value] | None = None) 
     """One record a run. `columns` describes the machine; by default it is asked now."""
     machine = environment.collect() if columns is None else columns
     running = chips.detect()
-    return tuple(Record.of({**machine, **_columns(result, run, running)}) for run in result.runs)
+    return tuple(
+        Record.of({**machine, **_flags(machine, run), **_columns(result, run, running)}) for run in result.runs
+    )
+
+
+def _flags(machine: Mapping[str, Any], run: SideRun) -> dict[str, Any]:
+    """Those of the environment, and what a side gives its own compiles beside them."""
+    options = run.described.get("xla_options")
+    return {"software.xla_flags": f"{machine.get('software.xla_flags', '')} {options}".strip()} if options else {}
 
 
 def _columns(result: BenchResult, run: SideRun, running: chips.Running) -> dict[str, Any]:

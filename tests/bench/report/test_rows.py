@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -22,6 +23,14 @@ def test_a_row_a_run_with_its_own_figures(rows, result):
         assert columns["metrics.result"] == run.metrics.output_tokens_per_s
         assert columns["energy.total_j"] == run.energy.joules and columns["energy.total_j_kind"] == "estimated"
         assert columns["benchmark.loadgen_verdict"] == "VALID"
+
+
+def test_flags_are_those_of_the_environment_and_of_a_side_s_own_compiles(result):
+    machine = {**environment.collect(), "software.xla_flags": "--xla_a=1"}
+    run = dataclasses.replace(result.runs[0], described={**result.runs[0].described, "xla_options": "--xla_b="})
+    own, *others = records_of(dataclasses.replace(result, runs=(run, *result.runs[1:])), machine)
+    assert own.columns["software.xla_flags"] == "--xla_a=1 --xla_b="
+    assert {row.columns["software.xla_flags"] for row in others} == {"--xla_a=1"}
 
 
 def test_quality_goes_to_its_side(rows):
