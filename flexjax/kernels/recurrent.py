@@ -47,12 +47,6 @@ def rows_of(
     )
 
 
-def platform() -> str:
-    """That of the abstract mesh in use (a compile for a described chip), else JAX's default."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return described.platform if described is not None else jax.default_backend()
-
-
 def refuse_mesh() -> None:
     """NotImplementedError where a kernel would be given every device's part: on a mesh, outside `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -6,10 +6,17 @@ from flexjax.kernels import recurrent, registry
 from flexjax.kernels.selective_scan import base, pallas_tpu, xla
 
 OP, DENSE_OP = "selective_scan", "selective_scan_dense"
-BODIES = {"base": base.selective_scan, "xla": xla.selective_scan, "pallas_tpu": pallas_tpu.selective_scan}
+BODIES = {
+    "base": base.selective_scan,
+    "xla": xla.selective_scan,
+    "pallas_tpu": pallas_tpu.selective_scan,
+    "triton_gpu": registry.on_demand(
+        "flexjax.kernels.selective_scan.triton_gpu", OP, package="jax_triton", extra="cuda"
+    ),
+}
 DENSE_BODIES = {"base": base.selective_scan_dense, "xla": xla.selective_scan_dense}
 # `base` is the formula to test against, too slow to fall back on.
-ORDER = {"tpu": ("pallas_tpu", "xla")}
+ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
 ANYWHERE = ("xla",)
 
 
@@ -64,7 +71,7 @@ def selective_scan(
     _check(x, dt, A, B, C, skip, dt_bias, z)
     recurrent.check_batch(states, query_starts, state_slots, fresh, max_query_len, A.shape)
     arguments = (x, dt, A, B, C, skip, dt_bias, z, states, query_starts, state_slots, fresh)
-    order = ORDER.get(recurrent.platform(), ANYWHERE)
+    order = ORDER.get(registry.platform(), ANYWHERE)
     return registry.serve(OP, BODIES, order, body, *arguments, max_query_len=max_query_len)
 
 

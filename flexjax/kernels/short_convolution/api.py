@@ -6,10 +6,17 @@ from flexjax.kernels import recurrent, registry
 from flexjax.kernels.short_convolution import base, pallas_tpu, xla
 
 OP, DENSE_OP = "short_convolution", "short_convolution_dense"
-BODIES = {"base": base.short_convolution, "xla": xla.short_convolution, "pallas_tpu": pallas_tpu.short_convolution}
+BODIES = {
+    "base": base.short_convolution,
+    "xla": xla.short_convolution,
+    "pallas_tpu": pallas_tpu.short_convolution,
+    "triton_gpu": registry.on_demand(
+        "flexjax.kernels.short_convolution.triton_gpu", OP, package="jax_triton", extra="cuda"
+    ),
+}
 DENSE_BODIES = {"base": base.short_convolution_dense, "xla": xla.short_convolution_dense}
 # `base` is the formula to test against, too slow to fall back on.
-ORDER = {"tpu": ("pallas_tpu", "xla")}
+ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
 ANYWHERE = ("xla",)
 
 
@@ -56,7 +63,7 @@ def short_convolution(
     recurrent.check_batch(states, query_starts, state_slots, fresh, max_query_len, weight.shape)
     if states.dtype != x.dtype:
         raise ValueError(f"states hold inputs and must have x's dtype; x is {x.dtype}, states are {states.dtype}.")
-    order = ORDER.get(recurrent.platform(), ANYWHERE)
+    order = ORDER.get(registry.platform(), ANYWHERE)
     arguments = (x, weight, bias, states, query_starts, state_slots, fresh)
     return registry.serve(OP, BODIES, order, body, *arguments, silu=silu, max_query_len=max_query_len)
 

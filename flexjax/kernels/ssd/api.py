@@ -6,10 +6,15 @@ from flexjax.kernels import recurrent, registry
 from flexjax.kernels.ssd import base, pallas_tpu, xla
 
 OP, DENSE_OP = "ssd", "ssd_dense"
-BODIES = {"base": base.ssd, "xla": xla.ssd, "pallas_tpu": pallas_tpu.ssd}
+BODIES = {
+    "base": base.ssd,
+    "xla": xla.ssd,
+    "pallas_tpu": pallas_tpu.ssd,
+    "triton_gpu": registry.on_demand("flexjax.kernels.ssd.triton_gpu", OP, package="jax_triton", extra="cuda"),
+}
 DENSE_BODIES = {"base": base.ssd_dense, "xla": xla.ssd_dense}
 # `base` is the formula to test against, too slow to fall back on.
-ORDER = {"tpu": ("pallas_tpu", "xla")}
+ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
 ANYWHERE = ("xla",)
 
 
@@ -60,7 +65,7 @@ def ssd(
     _check(x, dt, A, B, C, skip)
     recurrent.check_batch(states, query_starts, state_slots, fresh, max_query_len, (B.shape[-1], x.shape[-1]))
     arguments = (x, dt, A, B, C, skip, states, query_starts, state_slots, fresh)
-    order = ORDER.get(recurrent.platform(), ANYWHERE)
+    order = ORDER.get(registry.platform(), ANYWHERE)
     return registry.serve(OP, BODIES, order, body, *arguments, max_query_len=max_query_len)
 
 

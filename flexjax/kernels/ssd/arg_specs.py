@@ -77,6 +77,6 @@ ARG_SPECS: dict[str, ArgSpec] = {
         batch=Batch((1, 5, 1), goes_on=(True,) * 3, padding_sequences=1), dtype="bfloat16", state_dtype="bfloat16"
     ),
     "small": ArgSpec(H=4, N=64, batch=Batch((1, 70, 1, 75, 1), padding_rows=2)),
-    "groups": ArgSpec(H=8, P=32, G=2, batch=Batch((20, 1, 3))),
+    "groups": ArgSpec(H=8, P=32, G=2, batch=Batch((40, 1, 3)), dtype="bfloat16"),
     "odd_sizes": ArgSpec(H=3, P=5, G=3, N=6, batch=Batch((1, 2, 30), goes_on=(False, True, True), padding_rows=1)),
 }

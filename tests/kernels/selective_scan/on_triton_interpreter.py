@@ -1,0 +1,22 @@
+"""Values of the GPU body without a GPU; test_triton_gpu.py runs this file in a process of its own."""
+
+import jax_triton
+import numpy as np
+import pytest
+import triton_interpreter
+
+from flexjax.kernels.selective_scan import selective_scan
+from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS
+
+# The interpreter scans element by element; this one has rows alone, chunks, padding and a state to go on from.
+NAMES = ["odd_sizes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax_triton, "triton_call", triton_interpreter.triton_call)
+    spec = ARG_SPECS[name]
+    results = (selective_scan(*spec.arguments(), body=body, **spec.options) for body in ("triton_gpu", "base"))
+    for got, want in zip(*results, strict=True):
+        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+        np.testing.assert_allclose(got, want, atol=2e-5)  # float32 sums in another order.

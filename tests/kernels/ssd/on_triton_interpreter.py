@@ -1,0 +1,23 @@
+"""Values of the GPU body without a GPU; test_triton_gpu.py runs this file in a process of its own."""
+
+import jax_triton
+import numpy as np
+import pytest
+import triton_interpreter
+
+from flexjax.kernels.ssd import ssd
+from flexjax.kernels.ssd.arg_specs import ARG_SPECS
+
+# In bfloat16 and float32, each over two chunks; the others take many seconds.
+NAMES = ["groups", "odd_sizes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax_triton, "triton_call", triton_interpreter.triton_call)
+    spec = ARG_SPECS[name]
+    results = (ssd(*spec.arguments(), body=body, **spec.options) for body in ("triton_gpu", "base"))
+    for got, want in zip(*results, strict=True):
+        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+        # float32: sums in another order. bfloat16: factors are rounded to its 8 bits.
+        np.testing.assert_allclose(got, want, atol=(2**-8 if spec.dtype == "bfloat16" else 2e-6) * np.abs(want).max())
