@@ -176,5 +176,5 @@ def _print(console: Console, config: Config, finding: Finding, evaluator: Evalua
     console.print(
         f"To keep it: cp {shlex.quote(str(path))} xla_flags/{config.set_name}.txt", markup=False, soft_wrap=True
     )
-    if finding.cost is not None:
+    if finding.cost is not None and config.evaluate != "kernel":  # Block sizes stand in their kernel's module.
         console.print(f"To use it:  --config.xla_flags={config.set_name}", markup=False, soft_wrap=True)

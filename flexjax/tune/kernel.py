@@ -89,7 +89,13 @@ class CompiledKernel:
             turns = self._attention.turns
         bundles = _bundles_of(self._attention, candidate)
         if len(bundles) != len(turns):
-            raise Refused(f"its loops are {len(bundles) - 1} deep, where the turns of {len(turns) - 1} are known")
+            reason = f"its loops are {len(bundles) - 1} deep, where the turns of {len(turns) - 1} are known"
+            if not candidate:
+                raise NotImplementedError(
+                    f"The cycles of a kernel are those of loops whose turns are known; of {self._attention} {reason}. "
+                    "Search the whole step instead (evaluate='compiled'), or on a chip (measured)."
+                )
+            raise Refused(reason)
         cycles = sum(count * turn for count, turn in zip(bundles, turns, strict=True))
         read = self._attention.read_bytes / self._limits.bytes_per_s
         return 1e6 * max(cycles / self._limits.clock_hz, read)
