@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from flexjax.engine.request import MAX_LOGPROBS
+from flexjax.kernels.sample_top import sample_top
 
 MAX_STOP_IDS = 8  # Token ids that min_tokens can hold back.
 
@@ -189,37 +190,5 @@ def _draw(logits, controls: Controls, lengths):
 
 def _narrow(logits, controls: Controls):
     """Top-k, then top-p over what is left, then min-p; logits equal to the last one kept are kept too."""
-    v = logits.shape[-1]
-    k = jnp.where(controls.top_k > 0, jnp.minimum(controls.top_k, v), v)
-    kept = lambda limit: logits >= limit[:, None]
-    limit = _largest(logits, lambda limit: jnp.sum(kept(limit), axis=-1) >= k)
-    probs = jax.nn.softmax(jnp.where(kept(limit), logits, -jnp.inf), axis=-1)
-    mass = lambda limit: jnp.sum(jnp.where(kept(limit), probs, 0.0), axis=-1)
-    nucleus = _largest(logits, lambda limit: mass(limit) >= controls.top_p)
-    limit = jnp.where(controls.top_p < 1, jnp.maximum(limit, nucleus), limit)
-    floor = jnp.max(logits, axis=-1) + jnp.log(controls.min_p)  # log 0 keeps all.
-    return jnp.where(kept(jnp.maximum(limit, floor)), logits, -jnp.inf)
-
-
-def _largest(logits, holds):
-    """The largest float32 t of each row with `holds(t)`, which holds for small t and fails for large.
-
-    Bisection over the order-preserving integer image of float32: exact after 32 halvings, with two
-    reductions over V each and no sort.
-    """
-
-    def to_float(i):
-        bits = jnp.where(i >= 0, i, jnp.int32(-(2**31)) - i)
-        return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-    low = jnp.full(logits.shape[:1], -0x7F800000, jnp.int32)  # The image of -inf.
-    high = jnp.full(logits.shape[:1], 0x7F800000, jnp.int32)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low | high) - ((low ^ high) >> 1)  # The mean rounded up, without overflow.
-        ok = holds(to_float(middle))
-        return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
-
-    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
-    return to_float(low)
+    limit = sample_top(logits, controls.top_k, controls.top_p, controls.min_p)
+    return jnp.where(logits >= limit[:, None], logits, -jnp.inf)
