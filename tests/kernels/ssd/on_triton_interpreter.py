@@ -19,5 +19,6 @@ def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
     results = (ssd(*spec.arguments(), body=body, **spec.options) for body in ("triton_gpu", "base"))
     for got, want in zip(*results, strict=True):
         got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
-        # float32: sums in another order. bfloat16: factors are rounded to its 8 bits.
-        np.testing.assert_allclose(got, want, atol=(2**-8 if spec.dtype == "bfloat16" else 2e-6) * np.abs(want).max())
+        # float32: sums in another order. bfloat16: factors are rounded to its 8 bits, and results.
+        unit = 2**-8 if spec.dtype == "bfloat16" else 2e-6
+        np.testing.assert_allclose(got, want, atol=unit * np.abs(want).max(), rtol=unit)
