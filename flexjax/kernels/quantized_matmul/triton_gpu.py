@@ -147,4 +147,5 @@ def _multiply(
             odd *= tl.load(at + 1, mask=column < F // PER_BYTE, other=0.0)[None, :]
     out = tl.interleave(even, odd) if FOUR_BITS else even
     column = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
-    tl.store(sums_ptr + (part * T + row[:, None]) * F + column[None, :], out, mask=rows & (column < F)[None, :])
+    at = sums_ptr + (part * T + row[:, None]).to(tl.int64) * F + column[None, :]
+    tl.store(at, out, mask=rows & (column < F)[None, :])
