@@ -115,6 +115,19 @@ def test_in_the_tpu_body_too_and_no_sequence_spoils_another():
     assert not np.any(np.asarray(out)[int(starts[-1]) :])
 
 
+def test_a_row_alone_is_the_same_to_the_bit_in_every_batch_on_tpu():
+    spec = ArgSpec(H=2, P=64, N=8, batch=Batch((1, 6, 1), goes_on=(True, True, True)))
+    x, dt, A, B, C, skip, states, _, slots, _ = spec.arguments()
+    with pltpu.force_tpu_interpret_mode():
+        out, after = ssd(*spec.arguments(), body="pallas_tpu", **spec.options)
+        last = [a[-1:] for a in (x, dt, B, C)]
+        batch = (jnp.array([0, 1], jnp.int32), slots[2:], jnp.array([False]))
+        run = functools.partial(ssd, max_query_len=1, body="pallas_tpu")
+        alone, alone_after = run(last[0], last[1], A, *last[2:], skip, states, *batch)
+    np.testing.assert_array_equal(alone[0], out[-1])
+    np.testing.assert_array_equal(alone_after[slots[2]], after[slots[2]])
+
+
 @pytest.mark.parametrize("body", ["base", "xla"])
 def test_chunked_equals_whole(body: str):
     spec = ArgSpec(H=2, P=4, N=8, batch=Batch((12,)))
