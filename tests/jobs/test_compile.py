@@ -97,6 +97,34 @@ def test_a_gpu_that_is_not_here(chip, tmp_path):
     assert row["metrics.hbm_bytes"] >= 0.95 * read
 
 
+@pytest.mark.tpu
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(("chip", "topology"), [("v4", "2x2x1"), ("v5p", "2x2x1"), ("v6e", "2x2"), ("7x", "2x2x1")])
+def test_every_kind_of_tpu(chip, topology, tmp_path):
+    hf = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 1024,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    assert job.run(config(model=str(tmp_path), chip=chip, topology=topology, steps="largest"), tmp_path) == 0
+    (row,) = json.loads((tmp_path / "record.json").read_text())
+    assert (row["submission.scenario"], row["metrics.fits"]) == ("decode", True)
+    assert json.loads(row["software.kernels"])["ragged_paged_attention"] == ["pallas_tpu"]
+
+
+def test_nothing_to_compile_is_refused():
+    with pytest.raises(ValueError, match="nothing to compile but a train step"):
+        config(steps="none")
+
+
 def test_a_model_that_nobody_knows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="llama-9b.*is neither"):
         job.run(config(model="llama-9b", chip="v5e"), tmp_path)
