@@ -48,7 +48,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     # Parameters.
     "vocab": (_VOCAB, _VOCAB),
     # Of stacked layers stage splits "layers", which come first; of all that stands outside a pipeline, this.
-    "embed": (WHOLE, _over("stage", "fsdp", may_replicate=True)),
+    "embed": (WHOLE, _over("stage", "fsdp", "sequence", may_replicate=True)),
     "heads": (_HEADS, _HEADS),
     "kv_heads": (_HEADS, _HEADS),
     "head_dim": (WHOLE, WHOLE),
@@ -63,7 +63,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     "slots": (WHOLE, WHOLE),
     # Batches.
     "batch": (WHOLE, _over("stage", "data", "fsdp")),  # Outermost stage: microbatches form in place, see pipeline.py.
-    "group_batch": (WHOLE, _over("data")),  # Examples while stage and fsdp split their width.
+    "group_batch": (WHOLE, _over("data")),  # Examples while the axes of `embed` split their width.
     "length": (WHOLE, _over("sequence")),
     "rows": (WHOLE, WHOLE),  # Of a ragged step.
 }
@@ -152,6 +152,12 @@ def constrain_factor(x: jax.Array, weight: Any, weight_axes: Axes, axis: int, ru
     parts = [*spec(weight_axes, weight.shape, mesh, rules), *[None] * weight.ndim]
     factor = PartitionSpec(*[None] * (x.ndim - 1), parts[axis])
     return jax.lax.with_sharding_constraint(x, factor)
+
+
+def split_ways(axis: str, rules: Rules) -> int:
+    """While tracing: over how many devices of the mesh in use a dimension with that axis is split."""
+    mesh = _mesh_in_use()
+    return 1 if mesh is None else math.prod(mesh.shape.get(m, 1) for m in _rule(axis, rules, "array").mesh_axes)
 
 
 def _mesh_in_use() -> AbstractMesh | None:

@@ -1,6 +1,5 @@
 """A state in the form in which it is kept, whatever mesh trains it: one array a layer."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +7,6 @@ import jax
 from flax import nnx
 
 from flexjax.causal_lm import CausalLM
-from flexjax.hardware.sharding import TRAINING, Rules
-
-# A layer on its own has no dimension for the stages, so they split its width: on no device is more than its share.
-KEPT: Rules = {**TRAINING, "embed": dataclasses.replace(TRAINING["embed"], mesh_axes=("stage", "fsdp"))}
 
 
 def reformed(state: Any, graph: Any, change: Callable[[CausalLM], CausalLM]) -> Any:

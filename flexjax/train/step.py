@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import CausalLM, Recomputing, Stackable, parameters
 from flexjax.engine.step import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
-from flexjax.hardware.sharding import TRAINING, Finding, Rules, abstract, check, refuse_idle_axes, sharding
+from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
 from flexjax.train.bfloat16_projections import with_bfloat16_projections
-from flexjax.train.form import KEPT, reformed
+from flexjax.train.form import reformed
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 Precision = Literal["float32", "bfloat16"]
@@ -79,7 +79,7 @@ class TrainProgram:
         self._loops = in_loops(model, self.mesh)
         self.kept_as = (self.params, self.optimizer)
         if self._loops:
-            self.kept_as = self._abstract(jax.eval_shape(self._unstack, self.kept_as), KEPT)
+            self.kept_as = self._abstract(jax.eval_shape(self._unstack, self.kept_as))
         self._unstacked = self._made(self._unstack, self.kept_as)
         out = (shardings_of(self.params), shardings_of(self.optimizer), self.whole)
         self._jitted = jax.jit(self._step(), donate_argnums=(0, 1), out_shardings=out)
@@ -178,12 +178,12 @@ class TrainProgram:
                     f"{-(-size // ways) * ways}, or give devices to other axes of the mesh."
                 )
 
-    def _abstract(self, tree: Any, rules: Rules = TRAINING) -> Any:
+    def _abstract(self, tree: Any) -> Any:
         """Shapes, dtypes and shardings; what is no parameter, nor shaped as one, is whole on every device."""
 
         def one(leaf: Any) -> Any:
             if isinstance(leaf, nnx.Variable):
-                return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata("axes"), self.mesh, rules))
+                return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata("axes"), self.mesh, TRAINING))
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.whole)
 
         return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -19,7 +19,7 @@ from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zer
 from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
-from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor
+from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
 from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
 from flexjax.quantize import QuantizedTable, Weight, operand, table_operand
 from models.transformer.config import Layer, TransformerConfig
@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
+LONG_CONTEXT, QUERY_BLOCK = 1024, 512  # Tokens of a device: from where on training attends in blocks, and how large.
 MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
 
 RopeTables = tuple[Array, Array] | None
@@ -109,12 +110,14 @@ def whole(x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
 
 
 def looked_up(table: Float[Array, "V D"], tokens: Int[Array, "*T"]) -> Float[Array, "*T D"]:
-    """The rows of `tokens`. In training each device of an fsdp group looks up its columns for the group's examples,
-    and these change places for whole rows of its own: the table, larger than they, stays where it is."""
+    """The rows of `tokens`. In training each device looks up its columns for all examples of its data group, and these
+    change places for whole rows of its own: the table, larger than they, stays where it is."""
     if tokens.ndim == 1:
         return table[tokens]
-    tokens = constrain(tokens, ("group_batch", "length"), TRAINING)
-    return constrain(table[tokens], ("group_batch", "length", "embed"), TRAINING)
+    tokens = constrain(tokens, ("group_batch", None), TRAINING)
+    x = constrain(table[tokens], ("group_batch", None, "embed"), TRAINING)
+    # Along one mesh axis at a time, which is how XLA lets parts change places: here sequence, later fsdp.
+    return constrain(x, ("group_batch", "length", "embed"), TRAINING)
 
 
 def beside(x: Float[Array, "*T D"], weight: Weight, axis: int) -> Float[Array, "*T D"]:
@@ -270,10 +273,13 @@ class Transformer(nnx.Module):
                 kv = kv.at[at].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")
                 own = kv if index is None else kv[index]
                 k, v = own[:, :, :, 0].astype(q.dtype), own[:, :, :, 1].astype(q.dtype)
-            # In training a device's queries see the keys and values of all tokens.
             q = constrain(q, ("batch", "length", "heads", "head_dim"), TRAINING)
+            # In training a device's queries see the keys and values of all tokens, which are gathered: without the
+            # first constraint XLA may gather what they are made of, and make them everywhere.
+            k, v = (constrain(x, ("batch", "length", "kv_heads", "head_dim"), TRAINING) for x in (k, v))
             k, v = (constrain(x, ("batch", None, "kv_heads", "head_dim"), TRAINING) for x in (k, v))
-            mixed = dense_attention(
+            attention = dense_attention if kv is not None else attention_in_blocks
+            mixed = attention(
                 q, k, v, seen_at, scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap
             )
             return mixed, kv
@@ -419,3 +425,36 @@ def dense_attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
     return mixed.reshape(batch_size, length, num_heads, head_dim)
+
+
+def attention_in_blocks(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    seen_at: Int[Array, "B T"],
+    **form: Any,
+) -> Float[Array, "B T N H"]:
+    """`dense_attention`, in long contexts a block of each device's queries at a time.
+
+    The scores of a block are computed again in the backward pass, so that those of all never exist together.
+    """
+    ways = split_ways("length", TRAINING)
+    batch_size, length = seen_at.shape
+    blocks = length // ways // QUERY_BLOCK
+    if length <= ways * LONG_CONTEXT or length % (ways * QUERY_BLOCK):
+        return dense_attention(q, k, v, seen_at, **form)
+
+    def split(x: Array) -> Array:  # Into parts of every device's own tokens, so that none changes place.
+        x = x.reshape(batch_size, ways, blocks, QUERY_BLOCK, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 0).reshape(blocks, batch_size, ways * QUERY_BLOCK, *x.shape[4:])
+
+    def joined(x: Array) -> Array:
+        x = x.reshape(blocks, batch_size, ways, QUERY_BLOCK, *x.shape[3:])
+        return jnp.moveaxis(x, 0, 2).reshape(batch_size, length, *x.shape[4:])
+
+    @jax.checkpoint
+    def block(part: tuple[Array, Array]) -> Array:
+        queries = constrain(part[0], ("batch", "length", "heads", "head_dim"), TRAINING)
+        return dense_attention(queries, k, v, part[1], **form)
+
+    return joined(jax.lax.map(block, (split(q), split(seen_at))))

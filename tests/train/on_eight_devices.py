@@ -188,41 +188,47 @@ def collectives(text: str) -> dict[str, list[int]]:
     return found
 
 
-def compiled(mesh: MeshConfig) -> tuple[TrainProgram, jax.stages.Compiled, dict[str, list[int]], dict[str, int]]:
-    """The program and its float32 step, what crosses in it, and the elements of each weight."""
+def compiled(mesh: MeshConfig) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """What crosses in a float32 step, and the elements of each weight.
+
+    A device holds an eighth of weights and moments and updates it in place, on whatever mesh of eight.
+    """
     program = program_of(WIDE, mesh, precision="float32")
     step = program.lower(BATCH, LENGTH).compile()
-    text = step.as_text()
-    assert text is not None
-    return program, step, collectives(text), {name: value.size for name, _, value in program.arrays}
+    text, memory = step.as_text(), step.memory_analysis()
+    assert text is not None and memory is not None
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((program.params, program.optimizer)))
+    assert memory.argument_size_in_bytes <= whole / 8 + 2048, "and the tokens"
+    assert memory.alias_size_in_bytes >= whole / 8
+    assert not program.inspect(BATCH, LENGTH)
+    return collectives(text), {name: value.size for name, _, value in program.arrays}
+
+
+def moved(weights: dict[str, int]) -> list[int]:
+    """All but the embedding, which stays where it is: its rows change places, and back in the backward pass."""
+    return [size for name, size in weights.items() if name != "embedding"]
+
+
+CHANGED_PLACES = 2 * BATCH * LENGTH * WIDE.d_model // 8
 
 
 def test_fsdp_gathers_each_weight_once_and_sums_each_gradient_once():
-    """But for the embedding, which stays where it is: its rows change places."""
-    program, step, found, weights = compiled(FSDP)
-    moved = sorted(n for name, n in weights.items() if name != "embedding")
-    assert sorted(found["all-gather"]) == moved
-    assert sorted(n for n in found["all-reduce"] + found["reduce-scatter"] if n > 1) == moved
-    assert sum(found["all-to-all"]) == 2 * BATCH * LENGTH * WIDE.d_model // 8
-    state = jax.tree.leaves((program.params, program.optimizer))
-    whole = sum(x.size * x.dtype.itemsize for x in state)
-    memory = step.memory_analysis()
-    assert memory is not None
-    assert memory.argument_size_in_bytes <= whole / 8 + 2048, "an eighth of weights and moments, and the tokens"
-    assert memory.alias_size_in_bytes >= whole / 8, "they are updated in place"
-    assert not program.inspect(BATCH, LENGTH)
+    found, weights = compiled(FSDP)
+    assert sorted(found["all-gather"]) == sorted(moved(weights))
+    assert sorted(n for n in found["all-reduce"] + found["reduce-scatter"] if n > 1) == sorted(moved(weights))
+    assert sum(found["all-to-all"]) == CHANGED_PLACES
 
 
-def test_context_parallelism_gathers_keys_and_values_alone():
-    _, _, found, weights = compiled(MeshConfig(sequence=8))
+def test_context_parallelism_gathers_keys_and_values_too():
+    found, weights = compiled(MeshConfig(sequence=8))
     keys_and_values = 4 * [BATCH * LENGTH * WIDE.num_kv_heads * WIDE.head_dim]
-    assert found["all-gather"] == keys_and_values
-    assert sorted(n for n in found["all-reduce"] if n > 1) == sorted([*weights.values(), *keys_and_values])
-    assert not found["all-to-all"] and not found["collective-permute"]
+    assert sorted(found["all-gather"]) == sorted([*moved(weights), *keys_and_values])
+    assert sorted(n for n in found["all-reduce"] if n > 1) == sorted([*moved(weights), *keys_and_values])
+    assert sum(found["all-to-all"]) == CHANGED_PLACES and not found["collective-permute"]
 
 
 def test_with_tensor_parallelism_each_device_gathers_its_own_half_of_a_weight():
-    _, _, found, weights = compiled(FSDP_TENSOR)
+    found, weights = compiled(FSDP_TENSOR)
     halves = {n // 2 for name, n in weights.items() if "norm" not in name} | {WIDE.d_model}
     assert set(found["all-gather"]) == halves
     rows = BATCH // 4 * LENGTH

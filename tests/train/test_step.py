@@ -1,7 +1,9 @@
 """The train step on a mesh is the train step on one device, and its program moves what it must and no more."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ DEEP = TransformerConfig(
 deep = functools.partial(build, DEEP, dtype=jnp.float32)
 
 
-def program(make=deep, **loop) -> TrainProgram:
+def program(make: Callable[[], Any] = deep, **loop) -> TrainProgram:
     return TrainProgram(make, OptimizerConfig(warmup_steps=1), LoopConfig(steps=9, **loop))
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from flexjax.causal_lm import RaggedBatch, zeros
-from models.transformer import Layer, Rope, TransformerConfig, build
+from models.transformer import Layer, Rope, TransformerConfig, build, modeling
 
 SHAPE = dict(vocab_size=48, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24, max_position=64)
 ROPE = Rope()
@@ -187,3 +187,21 @@ def test_soft_caps_bound_the_logits():
 def test_config_invariants(changes, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**{"architecture": "LlamaForCausalLM", **SHAPE, "layers": (Layer(None, ROPE),), **changes})
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_in_blocks_is_attention(window, monkeypatch):
+    """And so are its gradients: a row's sums are the same whichever rows are computed beside it."""
+    monkeypatch.setattr(modeling, "LONG_CONTEXT", 8)
+    monkeypatch.setattr(modeling, "QUERY_BLOCK", 4)
+    q, k, v = (jax.random.normal(jax.random.key(n), (2, 16, n, 8)) for n in (4, 2, 1))
+    v = jnp.concatenate([v, 2 * v], axis=2)
+    positions = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32), (2, 16))
+
+    def gradients(attention):
+        mixed = lambda *args: attention(*args, positions, scale=0.3, window=window, softcap=None)
+        loss = lambda *args: jnp.sin(mixed(*args)).sum()
+        return jax.jit(lambda *args: (mixed(*args), jax.grad(loss, (0, 1, 2))(*args)))(q, k, v)
+
+    whole, blocks = gradients(modeling.dense_attention), gradients(modeling.attention_in_blocks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), blocks, whole)
