@@ -2,7 +2,11 @@
 
   python -m flexjax.launch --config=configs/train/smoke.py --workdir=runs/smoke
 
-About 20 s on two cores; the loss falls from 6.2 to below 6.
+About 20 s on two cores; the loss falls from 6.2 to below 6. The same over eight devices made of one CPU (NPROC gives
+XLA the threads to wait for several collectives at once):
+
+  NPROC=64 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m flexjax.launch \\
+      --config=configs/train/smoke.py --config.mesh.fsdp=4 --config.mesh.tensor=2 --workdir=runs/smoke-8
 """
 
 from ml_collections import ConfigDict
