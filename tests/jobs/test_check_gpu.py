@@ -3,6 +3,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flexjax.jobs import check_gpu
@@ -24,6 +25,19 @@ def test_bodies_are_held_against_the_formula():
     checked = list(check_gpu.check("lora_matmul", "xla"))
     assert len(checked) > 5 and not any(each.wrong for each in checked)
     assert max(each.error for each in checked if each.error is not None) > 0
+
+
+@pytest.mark.parametrize(
+    ("got", "error"),
+    [
+        ([1.0, -np.inf, 4.0], 0.0),
+        ([1.5, -np.inf, 4.0], 0.125),
+        ([1.0, 0.0, 4.0], np.inf),
+        ([np.nan, -np.inf, 4.0], np.nan),
+    ],
+)
+def test_errors_are_of_the_largest_finite_value(got, error):
+    np.testing.assert_equal(check_gpu._error(jnp.asarray(got), jnp.asarray([1.0, -np.inf, 4.0])), error)
 
 
 @pytest.mark.parametrize(("error", "wrong"), [(0.01, False), (0.03, True), (float("nan"), True), (None, False)])
