@@ -14,7 +14,7 @@ def get_config():
     config = ConfigDict()
     config.job = "bench_cpu"
     config.sizes = ("S", "M", "L")
-    config.precisions = ("float32", "bfloat16", "int8", "int8_rows", "int4")
+    config.precisions = ("float32", "bfloat16", "int8", "int8_rows", "int4", "int4_rows")
     config.prompt = 128
     config.output = 128
     config.prefill = 1024
@@ -22,5 +22,6 @@ def get_config():
     config.batch_size = "M"
     config.batch_precisions = ("int8", "int8_rows")
     config.rounds = 5
+    config.step_rows = 256
     config.decode_steps = 8
     return config

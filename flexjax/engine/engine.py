@@ -35,6 +35,7 @@ from flexjax.engine.stats import EngineStats, StepSample
 from flexjax.engine.step import packed, suited
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
+from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
 from flexjax.quantize import cache_scale, quantize_weights
@@ -88,6 +89,7 @@ class Engine:
             kv_scale=kv_scale,
         )
         self.runner.compile()
+        memory.trim()
         self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)
         self.stats.load_seconds = time.perf_counter() - started - self.runner.compile_seconds
         self._in_flight: collections.deque[tuple[Plan, Sampled]] = collections.deque()

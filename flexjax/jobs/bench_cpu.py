@@ -37,6 +37,7 @@ PRECISIONS: dict[str, tuple[str, str | None, str | None]] = {
     "int8": ("bfloat16", "int8", None),
     "int8_rows": ("bfloat16", "int8", "int8"),  # The rows too are rounded to int8.
     "int4": ("bfloat16", "int4", None),
+    "int4_rows": ("bfloat16", "int4", "int8"),
 }
 
 
@@ -51,6 +52,7 @@ class Config:
     batch_size: str = "M"  # The size that serves them …
     batch_precisions: tuple[str, ...] = ("int8", "int8_rows")  # … and in which precisions.
     rounds: int = 5  # The precisions of a size, and the limits, in turn, this often; the median counts.
+    step_rows: int = 256  # In one step of an engine, or as many as the long prompt has tokens.
     decode_steps: int = 8  # In one dispatch.
 
     def __post_init__(self):
@@ -102,8 +104,8 @@ def _alone(size: str, config: Config) -> Iterator[Result]:
     """One request at a time: decoding, the first token, and a long prompt."""
     limit = max(config.prefill, config.prompt) + config.output
     engines = {
-        name: _engine(size, name, max_num_seqs=1, max_num_batched_tokens=max(config.prefill, 256), max_model_len=limit,
-                      decode_steps=config.decode_steps)
+        name: _engine(size, name, max_num_seqs=1, max_num_batched_tokens=max(config.prefill, config.step_rows),
+                      max_model_len=limit, decode_steps=config.decode_steps)
         for name in config.precisions
     }  # fmt: skip
     moved = {name: _moved_bytes(engine, size, config) for name, engine in engines.items()}
@@ -139,7 +141,7 @@ def _together(batch: int, config: Config) -> Iterator[Result]:
     """Requests that come at once: output tokens a second until the last is done, prompts included."""
     size = config.batch_size
     engines = {
-        name: _engine(size, name, max_num_seqs=batch, max_num_batched_tokens=256,
+        name: _engine(size, name, max_num_seqs=batch, max_num_batched_tokens=config.step_rows,
                       max_model_len=config.prompt + config.output, decode_steps=config.decode_steps)
         for name in config.batch_precisions
     }  # fmt: skip

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,3 +31,14 @@ def test_each_context_has_its_own_peak():
 def test_device_memory_is_known_or_none():
     peak = memory.peak_device_bytes()
     assert peak is None or peak >= 0
+
+
+@linux
+def test_trimming_gives_freed_blocks_back():
+    resident = lambda: int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    # Below what the C library maps one by one, and small ones between that stay.
+    blocks = [bytearray(60_000 if i % 2 else 600) for i in range(6000)]
+    del blocks[1::2]
+    held = resident()
+    memory.trim()
+    assert resident() < held - 100_000_000

@@ -175,7 +175,7 @@ inline int64_t ScratchBytes(const Product& p) { return 4 * kBlock * kPanel * 4 +
 
 constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
 constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
-constexpr int64_t kTaskBytes = 32 << 10;     // Weight bytes of the shortest task, about.
+constexpr int64_t kTaskBytes = 64 << 10;     // Weight bytes of the shortest task, about.
 
 // Computes `p.out`. `parallel(threads, n, f)` calls f(0) … f(n - 1), on at most so many threads.
 template <typename Parallel>
@@ -208,7 +208,7 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
   for (int64_t row = 0; row < p.T; row += kManyRows)
     for (int64_t panel = 0, count; panel < p.panels; panel += count) {
       const int64_t left = p.panels - panel;
-      count = threads == 1 ? left : std::min(left, std::max(left / (2 * threads), least));
+      count = threads == 1 ? left : std::min(left, std::max(2 * left / (3 * threads), least));
       tasks.push_back({panel, count, row, std::min<int64_t>(kManyRows, p.T - row)});
     }
   parallel(threads, (int64_t)tasks.size(), [&](int64_t i) {

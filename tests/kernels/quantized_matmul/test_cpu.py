@@ -1,6 +1,10 @@
 """Packed weights: every instruction set and every fold against plain JAX, and rows that do not see each other."""
 
 import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,9 @@ from flexjax.kernels.quantized_matmul import base, cpu, pack, pack_gated, packed
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT8, ArgSpec
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+HERE, KERNELS = Path(__file__).parent, Path(cpu.__file__).parents[1]
+ODD = [(1, 1, 1), (3, 5, 33), (17, 65, 31), (33, 63, 70), (50, 129, 16)]  # T, D, F
 SPECS = {n: s for n, s in ARG_SPECS.items() if s.weight_dtype in cpu.FORMATS}
 
 
@@ -128,3 +135,39 @@ def test_without_the_library_plain_jax_serves_and_the_record_says_so(monkeypatch
     assert not packs("float16")
     with kernels.use_bodies(quantized_matmul="xla"):
         assert not packs("float32")
+
+
+def sanitized_lines() -> list[str]:
+    shapes = [(s.T, s.D, s.F, s.weight_dtype, s.activation_dtype, s.dtype) for s in ARG_SPECS.values()]
+    shapes = [s for s in shapes if s[3] in cpu.FORMATS]
+    shapes += [(*odd, name, None, dtype) for odd in ODD for name in cpu.FORMATS for dtype in ("float32", "bfloat16")]
+    shapes += [(*odd, name, "int8", "bfloat16") for odd in ODD for name in ("int8", "int4")]
+    found = []
+    for T, D, F, name, rows, dtype in shapes:
+        for isa in range(len(cpu.INSTRUCTION_SETS)):
+            for gated in (0, 1):
+                F_ = F + F % 2
+                form, wide = cpu.FORMATS.index(name), dtype == "float32"
+                found.append(f"{T} {D} {F_} {form} {rows is not None:d} {wide:d} {gated} {isa}")
+    return found
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+def test_nothing_is_read_or_written_out_of_place(tmp_path):
+    """On all shapes, odd sizes and unaligned addresses, under the address and undefined-behaviour sanitizers."""
+    program = tmp_path / "sanitized"
+    flags = ["-std=c++17", "-O1", "-w", "-fsanitize=address,undefined", "-fno-sanitize=alignment"]
+    built = subprocess.run(
+        [str(COMPILER), *flags, f"-I{KERNELS}", str(HERE / "sanitized.cc"), "-o", str(program)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if built.returncode and "sanitize" in built.stderr:
+        pytest.skip(f"the compiler has no sanitizers: {built.stderr[-200:]}")
+    assert built.returncode == 0, built.stderr
+    options = {"UBSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    work = sanitized_lines()
+    ran = subprocess.run(
+        [str(program)], input="\n".join(work), capture_output=True, text=True, env=os.environ | options, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout == f"{len(work)} products\n"
