@@ -7,9 +7,9 @@ from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
-import jax_triton
-import triton
-import triton.language as tl
+import jax_triton  # pyright: ignore[reportMissingImports]
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels.recurrent import refuse_mesh, rows_of
