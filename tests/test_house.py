@@ -20,7 +20,7 @@ ARROWS = {
     "micro": {"hardware"},
     "records": {"hardware"},
     "train": {"engine", "quantize", "kernels", "hardware"},
-    "bench": {"engine", "train", "records", "hardware"},
+    "bench": {"engine", "quantize", "train", "records", "hardware"},
     "sweep": set(),
     "tune": {"engine", "quantize", "kernels", "hardware"},
     "virtual": {"records", "train", "engine", "quantize", "kernels", "hardware"},

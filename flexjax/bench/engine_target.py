@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
@@ -18,6 +17,7 @@ from flexjax.engine.llm import LLM
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import Request
 from flexjax.hardware import xla_flags
+from flexjax.quantize import weight_dtypes
 
 
 class EngineTarget:
@@ -66,10 +66,12 @@ class EngineTarget:
             "weights_dtype": allocated_dtypes(
                 "weights",
                 config.weight_dtype or config.dtype,
-                jax.tree.leaves(nnx.state(runner.model())),
-                beside=(config.dtype, "float32") if config.weight_dtype else (),
+                weight_dtypes(runner.model()),
+                beside=(config.dtype, "int8") if config.weight_dtype else (),  # Norms, and tables, which are int8.
             ),
-            "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, jax.tree.leaves(runner.cache)),
+            "cache_dtype": allocated_dtypes(
+                "cache", config.cache_dtype or config.dtype, (leaf.dtype for leaf in jax.tree.leaves(runner.cache))
+            ),
             "weights_bytes": sum(r.weight_bytes for r in runners),
             "cache_bytes": sum(r.cache_bytes for r in runners),
             "mesh": "one device" if config.mesh is None else str(config.mesh),

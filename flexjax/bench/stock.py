@@ -113,7 +113,9 @@ class StockTarget:
             "software": "flexjax stock",
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
-            "weights_dtype": allocated_dtypes("weights", self.config.dtype, jax.tree.leaves(programs.weights)),
+            "weights_dtype": allocated_dtypes(
+                "weights", self.config.dtype, (w.dtype for w in jax.tree.leaves(programs.weights))
+            ),
             "cache_dtype": self.config.dtype,
             "weights_bytes": sum(w.nbytes for w in jax.tree.leaves(programs.weights)),
             "cache_bytes_largest": programs.cache_bytes(programs.batch_sizes[-1], programs.cache_lengths[-1]),

@@ -17,12 +17,12 @@ class TargetStats:
     device_s: float = 0.0  # Spent waiting for the device.
 
 
-def allocated_dtypes(what: str, requested: str, arrays: Iterable[Any], beside: Iterable[str] = ()) -> str:
-    """The requested dtype, e.g. "bfloat16"; RuntimeError where it was not allocated, or another but those `beside` it
-    (of scales and tables beside quantised weights)."""
-    found = sorted({str(array.dtype) for array in arrays})
-    if requested not in found or set(found) - {requested, *beside}:
-        raise RuntimeError(f"The {what} must be {requested}, as requested; allocated were {', '.join(found)}.")
+def allocated_dtypes(what: str, requested: str, found: Iterable[Any], beside: Iterable[str] = ()) -> str:
+    """The requested dtype, e.g. "bfloat16"; RuntimeError where it is not among those found, or one is that is neither
+    it nor of those that may stand `beside` it."""
+    names = sorted({str(dtype) for dtype in found})
+    if requested not in names or set(names) - {requested, *beside}:
+        raise RuntimeError(f"The {what} must be {requested}, as requested; allocated were {', '.join(names)}.")
     return requested
 
 

@@ -15,6 +15,18 @@ def target(tiny_directory):
     target.stop()
 
 
+@pytest.mark.parametrize("form", [None, "int8", "int4"])
+def test_what_was_asked_for_is_what_was_allocated(tiny_directory, form):
+    shape: dict = dict(max_num_seqs=1, max_num_batched_tokens=8, page_size=8, decode_steps=1, max_model_len=16)
+    cache = form and "int8"
+    target = EngineTarget(tiny_directory, EngineConfig(dtype="bfloat16", weight_dtype=form, cache_dtype=cache, **shape))
+    target.start()
+    described = target.describe()
+    target.stop()
+    assert described["weights_dtype"] == (form or "bfloat16")
+    assert described["cache_dtype"] == (cache or "bfloat16")
+
+
 def test_requests_come_back_in_order(target, ask):
     asked = [ask(target, range(1, n), max_tokens=5) for n in range(2, 6)]
     for listener in asked:
