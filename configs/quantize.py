@@ -4,7 +4,7 @@ Model     models/weights/pydoc-7m
 Sides     A: bfloat16 throughout. B: projections and tied table rounded to int8 when loaded, keys and values in int8
 Prompts   held-out standard-library text, 8–96 tokens; answers 4–48 tokens of exact length
 Hardware  any; written for two CPU cores
-Expect    about two minutes; quality is the question: bits per byte and equal tokens stand below the speed
+Expect    under a minute; bits per byte and equal tokens stand below the speed
 
     python -m flexjax.launch --config=configs/quantize.py
     python -m flexjax.launch --config=configs/quantize.py --config.engine.weight_dtype=int4
