@@ -19,11 +19,13 @@ def abstract(spec: ArgSpec):
 def test_compiles_and_reads_each_adapter_once(chip: str, name: str):
     spec = SERVING_SPECS[name]
     made = compiled(chip, pallas_tpu.lora_matmul, *abstract(spec), donate=0)
-    kernels = [op for op in program.read(made.as_text()).ops if op.opcode == "kernel"]
-    assert [op.label.split(".")[0] for op in kernels] == ["lora_shrink", "lora_expand"]
+    ops = program.read(made.as_text()).ops
+    kernels = [op.label.split(".")[0] for op in ops if op.opcode == "kernel"]
+    assert kernels == ["lora_shrink", "lora_expand"]
     rows_in_and_out = spec.T * (spec.D * 2 + 2 * spec.F * 4)
     adapters = min(spec.A, spec.T) * spec.R * (spec.D + spec.F) * 2
-    assert sum(op.hbm_bytes for op in kernels) == adapters + rows_in_and_out
+    # Of the whole program, copies that XLA makes ahead of a kernel included; what it keeps on the chip does not move.
+    assert adapters <= sum(op.turns * op.hbm_bytes for op in ops) <= adapters + rows_in_and_out
     hidden = spec.T * 8 * spec.R * 2  # Eight adapters fill the lanes.
     assert aot.footprint_of(made).temporaries <= hidden + 2**19
 
