@@ -273,17 +273,9 @@ def _record(config: Config, results: Sequence[Result], used: Any, began: str) ->
             columns[f"{r.column}_of_limit"] = r.of_limit
     return Record.of(
         {
-            **environment.collect(),
+            **environment.of_job("cpu", VERSION, to_json(to_config_dict(config).to_dict()), began),
             **columns,
-            "datetime": began,
             "metrics.kind": "measured",
-            "benchmark.name": "flexjax-cpu",
-            "benchmark.version": VERSION,
-            "benchmark.valid": True,
-            "benchmark.invalid_reasons": "",
-            "benchmark.loadgen_verdict": "not driven by LoadGen",
-            "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
             "technique.kernels_json": to_json(used),
-            "submission.scenario": "cpu",
         }
     )

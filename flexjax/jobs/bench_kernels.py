@@ -72,14 +72,15 @@ def run(config: Config, workdir: Path) -> int:
     readings: list[tuple[Case, Reading]] = []
     refused: dict[tuple[str, str, str], int] = {}
     for group in track(groups, "Timing"):
-        served = []
+        loops: list[tuple[Case, Loop]] = []
         for case in group:
-            reason = can_serve(case.step, case.make())
+            arguments = case.make()
+            reason = can_serve(case.step, arguments)
             if reason is None:
-                served.append(case)
+                loops.append((case, Loop(case.step, *arguments)))
             else:
                 refused[case.op, case.body, reason] = refused.get((case.op, case.body, reason), 0) + 1
-        readings += zip(served, _time(served, config), strict=True)
+        readings += _time(loops, config)
     machine = before | limits(dtypes, config.rounds, config.round_s)
     results = [Result.of(case, reading, machine) for case, reading in readings]
     _print(console, results, machine)
@@ -96,10 +97,10 @@ def _cases(op: str) -> Iterator[Case]:
     return importlib.import_module(f"flexjax.kernels.{op}.bench").cases()
 
 
-def _time(group: Sequence[Case], config: Config) -> Iterator[Reading]:
-    probes = [Probe(case.body, case.op, 0, Loop(case.step, *case.make())) for case in group]
-    for case, r in zip(group, measure(probes, config.rounds, config.round_s), strict=True):
-        yield Reading(r.probe, r.median / case.calls, r.low / case.calls, r.high / case.calls)
+def _time(loops: Sequence[tuple[Case, Loop]], config: Config) -> Iterator[tuple[Case, Reading]]:
+    probes = [Probe(case.body, case.op, 0, loop) for case, loop in loops]
+    for (case, _), r in zip(loops, measure(probes, config.rounds, config.round_s), strict=True):
+        yield case, Reading(r.probe, r.median / case.calls, r.low / case.calls, r.high / case.calls)
 
 
 def _print(console: Console, results: Sequence[Result], machine: Limits) -> None:
@@ -143,16 +144,8 @@ def _record(config: Config, results: Sequence[Result], machine: Limits, began: s
         columns[f"metrics.{name}_of_limit"] = r.of_limit
     return Record.of(
         {
-            **environment.collect(),
+            **environment.of_job("kernels", VERSION, to_json(to_config_dict(config).to_dict()), began),
             **columns,
-            "datetime": began,
             "metrics.kind": "measured",
-            "benchmark.name": "flexjax-kernels",
-            "benchmark.version": VERSION,
-            "benchmark.valid": True,
-            "benchmark.invalid_reasons": "",
-            "benchmark.loadgen_verdict": "not driven by LoadGen",
-            "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
-            "submission.scenario": "kernels",
         }
     )

@@ -148,16 +148,8 @@ def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> R
             columns[f"{column}_{unit}"] = 1e6 * r.median if name == "Dispatch" else r.rate / 1e9
     return Record.of(
         {
-            **environment.collect(),
+            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began),
             **columns,
-            "datetime": began,
             "metrics.kind": "measured",
-            "benchmark.name": "flexjax-micro",
-            "benchmark.version": VERSION,
-            "benchmark.valid": True,
-            "benchmark.invalid_reasons": "",
-            "benchmark.loadgen_verdict": "not driven by LoadGen",
-            "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
-            "submission.scenario": "micro",
         }
     )

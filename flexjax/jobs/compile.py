@@ -211,19 +211,15 @@ def _explain(
 
 def _common(config: Config, target: Target, fits: bool) -> dict[str, Any]:
     """Columns of every row; the machine is the one that compiled, but for its accelerators."""
-    host = {name: value for name, value in environment.collect().items() if not name.startswith("system.accelerator")}
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stated = to_json(to_config_dict(config).to_dict())
+    row = environment.of_job("compile", VERSION, stated, began, fault="" if fits else "does not fit")
+    host = {name: value for name, value in row.items() if not name.startswith("system.accelerator")}
     bodies = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     return {
         **host,
         "software.kernels": to_json(bodies),
         "software.xla_flags": f"{host['software.xla_flags']} {xla_flags.as_text(target.compiler_options)}".strip(),
-        "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "benchmark.name": "flexjax-compile",
-        "benchmark.version": VERSION,
-        "benchmark.valid": fits,
-        "benchmark.invalid_reasons": "" if fits else "does not fit",
-        "benchmark.loadgen_verdict": "not driven by LoadGen",
-        "benchmark.config_json": to_json(to_config_dict(config).to_dict()),
         "model.name": Path(config.model).name,
         "model.weight_data_types": config.engine.weight_dtype or config.engine.dtype,
         "model.cache_data_types": config.engine.cache_dtype or config.engine.dtype,

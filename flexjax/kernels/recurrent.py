@@ -9,7 +9,6 @@ nothing. Rows from `query_starts[B]` on are padding.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -45,15 +44,6 @@ def rows_of(
         offset=row - query_starts[sequence],
         starts_at_zero=fresh[sequence],
     )
-
-
-def refuse_mesh() -> None:
-    """NotImplementedError where a kernel would be given every device's part: on a mesh, outside `jax.shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:
-        raise NotImplementedError(
-            f"a mesh of {mesh.size} devices is in use, and XLA cannot split a kernel; call the op inside jax.shard_map"
-        )
 
 
 def check_shapes(**arrays: tuple[Array, tuple[int, ...]]) -> None:

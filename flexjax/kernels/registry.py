@@ -66,6 +66,16 @@ def platform() -> str:
     return described.platform if described is not None else jax.default_backend()
 
 
+def refuse_mesh() -> None:
+    """NotImplementedError where a kernel would be given every device's part: on a mesh, outside `jax.shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:
+        raise NotImplementedError(
+            f"a mesh of {mesh.size} devices is in use, and a kernel is not split over {mesh.size} devices; call the op "
+            "inside jax.shard_map"
+        )
+
+
 def on_demand(module: str, function: str, package: str, extra: str) -> Callable[..., Any]:
     """The body `function` of `module`, which is imported when it is first called: it needs `package`, and refuses where
     that is not installed."""

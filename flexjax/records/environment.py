@@ -43,6 +43,22 @@ def collect() -> dict[str, Value]:
     return {**software(), **cpu(), **accelerators()}
 
 
+def of_job(name: str, version: str, config_json: str, began: str, fault: str = "") -> dict[str, Value]:
+    """`collect`, and the columns that every row of a job has which LoadGen does not drive; `fault` says what makes its
+    result invalid."""
+    return {
+        **collect(),
+        "datetime": began,
+        "benchmark.name": f"flexjax-{name}",
+        "benchmark.version": version,
+        "benchmark.valid": not fault,
+        "benchmark.invalid_reasons": fault,
+        "benchmark.loadgen_verdict": "not driven by LoadGen",
+        "benchmark.config_json": config_json,
+        "submission.scenario": name,
+    }
+
+
 def software() -> dict[str, Value]:
     """Versions, operating system, XLA flags and git revision."""
     versions = {name: version(name) for name in PACKAGES}

@@ -1,8 +1,6 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
 
 from flexjax.kernels import recurrent
 from flexjax.kernels.recurrent import Batch
@@ -24,18 +22,3 @@ def test_shapes_that_do_not_fit_are_named():
     recurrent.check_batch(*batch, max_query_len=1, state=(2, 8))
     with pytest.raises(ValueError, match=r"states must have shape \(5, 3, 8\) .* it has \(5, 2, 8\)"):
         recurrent.check_batch(*batch, max_query_len=1, state=(3, 8))
-
-
-def test_a_kernel_is_refused_on_a_mesh_but_inside_shard_map():
-    mesh = AbstractMesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def inside(x):
-        recurrent.refuse_mesh()
-        return x
-
-    with jax.sharding.use_abstract_mesh(mesh):
-        with pytest.raises(NotImplementedError, match="a mesh of 2 devices is in use"):
-            recurrent.refuse_mesh()
-        spec = PartitionSpec("x")
-        jax.eval_shape(jax.shard_map(inside, in_specs=spec, out_specs=spec), jax.ShapeDtypeStruct((2,), jnp.float32))
-    recurrent.refuse_mesh()

@@ -1,7 +1,9 @@
 """The choice of a body, and the record of it."""
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from flexjax.kernels import registry
 
@@ -77,3 +79,18 @@ def test_the_platform_is_that_of_the_mesh_in_use():
     device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)):
         assert registry.platform() == "tpu"
+
+
+def test_a_kernel_is_refused_on_a_mesh_but_inside_shard_map():
+    mesh = AbstractMesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def inside(x):
+        registry.refuse_mesh()
+        return x
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        with pytest.raises(NotImplementedError, match="a mesh of 2 devices is in use"):
+            registry.refuse_mesh()
+        spec = PartitionSpec("x")
+        jax.eval_shape(jax.shard_map(inside, in_specs=spec, out_specs=spec), jax.ShapeDtypeStruct((2,), jnp.float32))
+    registry.refuse_mesh()

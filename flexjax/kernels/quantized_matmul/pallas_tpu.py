@@ -18,6 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Num
 
+from flexjax.kernels import registry
+
 DEPTH = 128  # Summed elements of a matrix unit (of v6e's, half).
 APART_ROWS = 32  # Up to so many rows, groups are summed apart.
 BLOCK_ROWS = 256  # Of many.
@@ -57,9 +59,7 @@ def _refuse(x: Array, values: Array, scale: Array | None, activation_dtype: str 
         raise NotImplementedError(
             f"D={D} and F={F} in groups of {group}; multiples of {DEPTH} and groups of 8 to {DEPTH} are served"
         )
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
-        raise NotImplementedError(f"a kernel is not split over {mesh.size} devices; call it within a shard_map")
+    registry.refuse_mesh()
 
 
 def _sum_apart(x: Float[Array, "T D"], values: Num[Array, "D F"], scale: Float[Array, "G F"]) -> Float[Array, "T F"]:

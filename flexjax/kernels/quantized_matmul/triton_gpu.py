@@ -15,6 +15,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float, Num
 
 from flexjax.hardware import chips
+from flexjax.kernels import registry
 from flexjax.kernels.quantized_matmul.rows import rounded_rows
 
 BLOCK_T = 16  # Rows at a time in decoding: the fewest that the tensor cores take.
@@ -80,9 +81,7 @@ def _refuse(x: Array, values: Array, scale: Array | None) -> None:
         raise NotImplementedError(f"groups of {group} summed elements; 32, 64 and 128 are served")
     if name == "float8_e4m3fn" and (capability := _capability()) < FLOAT8_CAPABILITY:
         raise NotImplementedError(f"a GPU of compute capability {capability[0]}.{capability[1]} has no float8")
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
-        raise NotImplementedError(f"a kernel is not split over {mesh.size} devices; call it within a shard_map")
+    registry.refuse_mesh()
 
 
 def _capability() -> tuple[int, ...]:

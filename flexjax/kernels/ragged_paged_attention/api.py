@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
@@ -89,7 +88,7 @@ def ragged_paged_attention(
         registry.serve,
         OP,
         BODIES,
-        ORDER.get(_platform(), ANYWHERE),
+        ORDER.get(registry.platform(), ANYWHERE),
         body,
         scale=scale,
         window=window,
@@ -98,11 +97,6 @@ def ragged_paged_attention(
         kv_scale=kv_scale,
     )
     return over_heads(attend, q, k, v, kv_pages, query_starts, kv_lengths, page_table)
-
-
-def _platform() -> str:
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return described.platform if described is not None else jax.default_backend()
 
 
 def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len) -> None:

@@ -6,6 +6,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from flexjax.kernels import registry
 from flexjax.kernels.sample_top.xla import largest
 
 BLOCK_ROWS = 8  # Rows of a float32 tile.
@@ -19,9 +20,7 @@ def sample_top(
     B, V = logits.shape
     if 4 * BLOCK_ROWS * V * logits.dtype.itemsize > VMEM_BYTES:  # Two blocks in flight, the weights, and room.
         raise NotImplementedError(f"{BLOCK_ROWS} rows of {V} logits do not fit the on-chip memory")
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
-        raise NotImplementedError(f"a kernel is not split over {mesh.size} devices; call it within a shard_map")
+    registry.refuse_mesh()
 
     def body(k_ref, p_ref, floor_ref, logits_ref, limit_ref, weights_ref):
         rows, top_p = (BLOCK_ROWS, 1), p_ref[...]

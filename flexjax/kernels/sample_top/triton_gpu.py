@@ -9,6 +9,8 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float, Int
 
+from flexjax.kernels import registry
+
 BLOCK = 4096  # Logits at a time.
 
 
@@ -16,9 +18,7 @@ def sample_top(
     logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"], min_p: Float[Array, "B"]
 ) -> Float[Array, "B"]:
     """The contract of `api.py`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
-        raise NotImplementedError(f"a kernel is not split over {mesh.size} devices; call it within a shard_map")
+    registry.refuse_mesh()
     B, V = logits.shape
     cost: Any = {"flops": 0, "bytes_accessed": logits.nbytes}
     return jax_triton.triton_call(

@@ -12,7 +12,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels.recurrent import refuse_mesh
+from flexjax.kernels import registry
 
 CHUNK = 16  # Rows at a time.
 BLOCK_D = 32  # Channels of one program.
@@ -36,7 +36,7 @@ def selective_scan(
     max_query_len: int,
 ) -> tuple[Float[Array, "T D"], Float[Array, "slots N D"]]:
     """The contract of `api.py`, without gradients."""
-    refuse_mesh()
+    registry.refuse_mesh()
     D, N, num_sequences = x.shape[1], A.shape[0], state_slots.shape[0]
     pool, out = jax.new_ref(states), jax.new_ref(jnp.zeros_like(x))  # Zeros: no program comes by padding.
     jax_triton.triton_call(
