@@ -16,11 +16,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
+#include "tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -113,22 +109,6 @@ constexpr int W = 16, kRows = 4;
 #include "cpu_amx.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END
-
-// The kernel gives a process the tiles' registers when it asks for them.
-inline bool AmxAllowed() {
-#if defined(__linux__)
-  static const bool allowed = [] {
-    unsigned a = 7, b, c = 0, d;
-    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    const bool bf16 = d >> 22 & 1, tile = d >> 24 & 1, int8 = d >> 25 & 1;
-    constexpr int kRequest = 0x1023, kTileData = 18;
-    return bf16 && tile && int8 && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-  }();
-  return allowed;
-#else
-  return false;
-#endif
-}
 #endif
 
 inline InstructionSet Best(int64_t wanted) {
