@@ -17,7 +17,7 @@ from flexjax.engine.llm import LLM
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import Request
 from flexjax.hardware import xla_flags
-from flexjax.quantize import weight_dtypes
+from flexjax.quantize import cache_dtypes, weight_dtypes
 
 
 class EngineTarget:
@@ -69,9 +69,7 @@ class EngineTarget:
                 weight_dtypes(runner.model()),
                 beside=(config.dtype, "int8") if config.weight_dtype else (),  # Norms, and tables, which are int8.
             ),
-            "cache_dtype": allocated_dtypes(
-                "cache", config.cache_dtype or config.dtype, (leaf.dtype for leaf in jax.tree.leaves(runner.cache))
-            ),
+            "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, cache_dtypes(runner.cache)),
             "weights_bytes": sum(r.weight_bytes for r in runners),
             "cache_bytes": sum(r.cache_bytes for r in runners),
             "mesh": "one device" if config.mesh is None else str(config.mesh),

@@ -5,6 +5,8 @@ import dataclasses
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.quantize import FORMATS
 
+CACHE_DTYPES = (None, "bfloat16", "float32", "float16", "int8", "float8_e4m3fn", "int4")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -17,7 +19,8 @@ class EngineConfig:
     dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
     weight_dtype: str | None = None  # int8 | int4: projections rounded to nearest when loaded; None is `dtype`.
     activation_dtype: str | None = None  # int8: rows are rounded for the products with quantised projections.
-    cache_dtype: str | None = None  # None is `dtype`; int8 rounds to multiples of one scale, found at the start.
+    # None is `dtype`. int8 and float8_e4m3fn hold multiples of one scale, found at the start; int4 has one a vector.
+    cache_dtype: str | None = None
     max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
     max_num_seqs: int = 16  # Sequences in one step.
     max_num_batched_tokens: int = 256  # Rows in one step; longer prompts are prefilled in chunks.
@@ -39,8 +42,8 @@ class EngineConfig:
             ),
             (
                 "cache_dtype",
-                self.cache_dtype in (None, "bfloat16", "float32", "float16", "int8"),
-                "None, bfloat16, float32, float16 or int8",
+                self.cache_dtype in CACHE_DTYPES,
+                f"{', '.join(map(str, CACHE_DTYPES[:-1]))} or {CACHE_DTYPES[-1]}",
             ),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 2, "None or at least 2 tokens"),
             ("max_num_seqs", self.max_num_seqs >= 1, "at least 1"),

@@ -38,6 +38,7 @@ from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
+from flexjax.kernels.ragged_paged_attention import LARGEST
 from flexjax.quantize import cache_scale, quantize_weights
 
 
@@ -67,7 +68,8 @@ class Engine:
         self.placement = _placement(config, mesh)
         if config.weight_dtype is not None:
             model = quantize_weights(model, config.weight_dtype)
-        kv_scale = cache_scale(model) if config.cache_dtype == "int8" else None
+        cache_dtype = config.cache_dtype or config.dtype
+        kv_scale = cache_scale(model, cache_dtype) if cache_dtype in LARGEST else None
         model = packed(suited(model, jax.default_backend(), release=True), config, self.placement.mesh)
         self.config = config
         self.model_config = model.config

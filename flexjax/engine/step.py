@@ -111,7 +111,7 @@ class StepProgram:
         mesh: Mesh | None = None,
         kv_scale: float | None = None,
     ):
-        """`kv_scale` is that of an int8 cache (`flexjax.quantize.cache_scale`)."""
+        """`kv_scale` is that of an int8 or float8 cache (`flexjax.quantize.cache_scale`)."""
         self.config = config
         self.kv_scale = kv_scale
         self.placement = Placement(mesh)

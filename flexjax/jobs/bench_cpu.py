@@ -108,7 +108,7 @@ def _alone(size: str, config: Config) -> Iterator[Result]:
                       max_model_len=limit, decode_steps=config.decode_steps)
         for name in config.precisions
     }  # fmt: skip
-    moved = {name: _moved_bytes(engine, size, config) for name, engine in engines.items()}
+    moved = {name: _moved_bytes(engine, config) for name, engine in engines.items()}
     readers = {name: Reader(moved[name]) for name in engines}
     decode, first, prefill, read = ({name: [] for name in engines} for _ in range(4))
     peaks = []
@@ -185,11 +185,11 @@ def _generate(engine: Engine, batch: int, prompt: int, output: int, seed: int) -
     return times
 
 
-def _moved_bytes(engine: Engine, size: str, config: Config) -> int:
+def _moved_bytes(engine: Engine, config: Config) -> int:
     """What a decoding step must read: the weights, and half of the cache that the request fills last on average."""
-    layers, width, heads, kv_heads, *_ = SIZES[size]
-    token = layers * 2 * kv_heads * (width // heads) * engine.runner.cache_dtype.itemsize
-    return engine.runner.weight_bytes + token * (config.prompt + config.output // 2)
+    runner = engine.runner
+    token = runner.cache_bytes // (runner.num_pages * engine.config.page_size)
+    return runner.weight_bytes + token * (config.prompt + config.output // 2)
 
 
 def _operations(size: str, tokens: int) -> float:

@@ -31,7 +31,6 @@ BODY = "triton_gpu"
 MOST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}  # Of the largest value.
 COPY_MIB, MATRIX = 1024, 8192
 BATCHES, LAYERS = (8, 64), 4  # Rows of decoding; calls of a step, whose weights together do not stay in a cache.
-KV_SCALE = 1 / 32
 CONTEXT, PROMPT = 2048, 4096  # tokens
 WEIGHT = (4096, 28672)  # Rows and columns of Llama-3-8B's gate and up.
 
@@ -131,22 +130,21 @@ def _nothing() -> Serving:
 
 
 def _attention() -> Serving:
-    """Llama-3-8B's: decoding from both kinds of pages, and one prompt."""
+    """Llama-3-8B's: decoding from every kind of pages, and one prompt."""
     op = importlib.import_module("flexjax.kernels.ragged_paged_attention").ragged_paged_attention
     specs = {f"decode_{B}_{dtype}": LLAMA3_8B(sequences=decode(B, CONTEXT), dtype="bfloat16", page_dtype=dtype)
-             for B in BATCHES for dtype in ("bfloat16", "int8")}  # fmt: skip
+             for B in BATCHES for dtype in ("bfloat16", "int8", "float8_e4m3fn", "int4")}  # fmt: skip
     specs["prefill"] = LLAMA3_8B(sequences=((PROMPT, PROMPT),), dtype="bfloat16")
 
     def make(spec: Attention) -> tuple[Any, ...]:
         q, k, v, pages, *batch = spec.arguments()
-        return (q, [pages + jnp.zeros((), pages.dtype) for _ in range(LAYERS)]), k, v, *batch
+        return (q, [jax.tree.map(jnp.copy, pages) for _ in range(LAYERS)]), k, v, *batch
 
     def step(state, *arguments, body: str, spec: Attention):
         k, v, *batch = arguments
         q, cache = state
-        options = spec.options | (dict(kv_scale=KV_SCALE) if spec.page_dtype == "int8" else {})
         for i in range(LAYERS):
-            q, cache[i] = op(q, k, v, cache[i], *batch, body=body, **options)
+            q, cache[i] = op(q, k, v, cache[i], *batch, body=body, **spec.options)
         return q, cache
 
     for shape, spec in specs.items():

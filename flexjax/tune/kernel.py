@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flexjax.hardware import chips, topology
 from flexjax.hardware.roofline import Limits
-from flexjax.kernels.ragged_paged_attention import pallas_tpu
+from flexjax.kernels.ragged_paged_attention import LARGEST, pallas_tpu
 from flexjax.tune.blocks import block_sizes
 from flexjax.tune.evaluate import Candidate, Cost, Refused
 
@@ -160,7 +160,7 @@ def _compile(attention: Attention, candidate: Candidate) -> None:
         pallas_tpu.ragged_paged_attention,
         scale=1 / math.sqrt(head_dim),
         max_query_len=1,
-        kv_scale=1.0 if attention.cache_dtype == "int8" else None,
+        kv_scale=1.0 if attention.cache_dtype in LARGEST else None,
     )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), block_sizes(candidate):
         lowered = jax.jit(attend, donate_argnums=3).lower(

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
-from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import Int4Pages, one_pool, ragged_paged_attention
 from flexjax.quantize import QuantizedTable, Weight, operand, table_operand
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
@@ -235,17 +235,17 @@ class Transformer(nnx.Module):
     def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
         """Hidden states of every row of a ragged step, and the paged cache with its tokens written."""
 
-        def attend(layer: Layer, pages: Array, index: Array | None, q: Array, k: Array, v: Array):
+        def attend(layer: Layer, pages: Any, index: Array | None, q: Array, k: Array, v: Array):
             pool, table = pages, batch.page_table
             if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
-                pool = pages.reshape(-1, pages.shape[2], pages.shape[3] // 2, 2, pages.shape[4])
-                table = table + index * pages.shape[1]
+                pool, num_pages = one_pool(pages)
+                table = table + index * num_pages
             mixed, pool = ragged_paged_attention(
                 q, k, v, pool, batch.query_starts, batch.kv_lengths, table,
                 scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
                 max_query_len=batch.max_query_len, kv_scale=batch.kv_scale,
             )  # fmt: skip
-            return mixed, pool.reshape(pages.shape)
+            return mixed, jax.tree.map(lambda new, old: new.reshape(old.shape), pool, pages)
 
         return self._forward(batch.tokens, batch.positions, cache, attend)
 
@@ -372,9 +372,12 @@ class Transformer(nnx.Module):
         scalar = self.config.query_scalar
         return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
-    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[CacheLeaf]:
+    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
         """One `[num_pages, page_size, K, 2, H]` leaf a layer, or when stacked one of all,
-        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. Attention needs no slots."""
+        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. In int4, `Int4Pages` of leaves a
+        layer, or stacked one of all. Attention needs no slots."""
+        if jnp.dtype(dtype) == jnp.int4:
+            return self._int4_cache(num_pages, page_size)
         leaves = self._cache((num_pages, page_size), ("pages", "page"), dtype)
         if not isinstance(self.blocks, Scan):
             return leaves
@@ -382,6 +385,19 @@ class Transformer(nnx.Module):
         *outer, num_heads, two, head_dim = leaf.shape
         axes = tuple(axis for axis in leaf.axes if axis is not None)
         return [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
+
+    def _int4_cache(self, num_pages: int, page_size: int) -> list[Int4Pages]:
+        config = self.config
+        layers, names = ((config.num_layers,), ("layers",)) if isinstance(self.blocks, Scan) else ((), ())
+
+        def leaf(heads: int, inner: tuple[int, ...], inner_names: tuple[str, ...], dtype: Any, paired: bool) -> Any:
+            copies = config.num_heads // config.num_kv_heads
+            axes = (*names, "pages", "kv_heads", *inner_names)
+            return CacheLeaf((*layers, num_pages, heads, *inner), dtype, axes, copies, paired)
+
+        K = config.num_kv_heads
+        values = leaf(K, (page_size, config.head_dim), ("page", "head_dim"), jnp.int8, False)
+        return [Int4Pages(values, leaf(2 * K, (page_size,), ("page",), jnp.bfloat16, True))] * self._num_leaves
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
         """One `[B, S, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked."""

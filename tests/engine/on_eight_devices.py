@@ -17,7 +17,7 @@ from flexjax.engine.score import Scorer
 from flexjax.engine.step import StepProgram
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import SERVING, check, place
-from flexjax.kernels.ragged_paged_attention.api import ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import Int4Pages, ragged_paged_attention
 from models.transformer import Layer, Rope, TransformerConfig, build, load
 
 GOLDEN = sorted(p.parent for p in (Path(__file__).parents[1] / "models/transformer/golden").glob("*/golden.npz"))
@@ -54,20 +54,38 @@ def test_split_equals_published(folder: Path, size: int):
         np.testing.assert_array_equal(made, greedy)
 
 
-@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (3, 3)], ids=["split", "shared", "whole"])
-@pytest.mark.parametrize("body", ["xla", "cpu"])
-def test_attention_over_four_devices_equals_one(body: str, heads: tuple[int, int]):
+def pages_of(K: int, form: str, rng: np.random.Generator):
+    if form == "float32":
+        return rng.normal(size=(7, 4, K, 2, 8)).astype(np.float32)
+    values = rng.integers(0, 256, (7, K, 4, 8), np.uint8).view(np.int8)
+    return Int4Pages(values, rng.uniform(0.1, 0.2, (7, 2 * K, 4)).astype(jnp.bfloat16))
+
+
+def copied(pages, copies: int):
+    """Each kv head as many times in a row."""
+    if not isinstance(pages, Int4Pages):
+        return np.repeat(pages, copies, axis=2)
+    scales = pages.scales.reshape(7, -1, 2, 4)
+    return Int4Pages(np.repeat(pages.values, copies, axis=1), np.repeat(scales, copies, axis=1).reshape(7, -1, 4))
+
+
+@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (3, 3), (6, 2)], ids=["split", "shared", "whole", "scales_divide"])
+@pytest.mark.parametrize(("body", "form"), [("xla", "float32"), ("cpu", "float32"), ("xla", "int4")])
+def test_attention_over_four_devices_equals_one(body: str, form: str, heads: tuple[int, int]):
+    """Of (6, 2) heads the four rows of scales divide by the devices, and the two that they belong to do not."""
     N, K = heads
     rng, placement = np.random.default_rng(0), Placement(tensor_mesh(4))
     q, k, v = (rng.normal(size=(5, n, 8)).astype(np.float32) for n in (N, K, K))
-    pages = rng.normal(size=(7, 4, K, 2, 8)).astype(np.float32)
+    pages = pages_of(K, form, rng)
     batch = (np.array([0, 3, 4], np.int32), np.array([9, 6], np.int32), np.array([[1, 2, 3], [4, 5, 0]], np.int32))
     attend = jax.jit(functools.partial(ragged_paged_attention, scale=0.3, max_query_len=3, body=body))
-    want, _ = attend(q, k, v, pages, *batch)
+    want, want_pages = attend(q, k, v, pages, *batch)
     copies = 2 if heads == (8, 2) else 1
     with placement.in_use():
-        got, _ = attend(q, k, v, np.repeat(pages, copies, axis=2), *batch)
+        got, got_pages = attend(q, k, v, copied(pages, copies), *batch)
     np.testing.assert_allclose(got, want, atol=2e-6)
+    want_pages = copied(jax.tree.map(np.asarray, want_pages), copies)
+    jax.tree.map(np.testing.assert_array_equal, got_pages, want_pages)
     assert len(got.devices()) == 4
 
 
@@ -85,6 +103,26 @@ def test_weights_and_cache_are_really_split(llama):
     for leaf in jax.tree.leaves(cache):
         # Two kv heads for four devices: each is held twice, one a device.
         assert leaf.shape[2] == 4 and {s.data.shape[2] for s in leaf.addressable_shards} == {1}
+
+
+def test_an_int4_cache_is_split_with_its_scales(llama):
+    placement = Placement(tensor_mesh(4))
+    spec = placement.cache_spec(llama, 64, 16, 1, jnp.int4)
+    for layer in placement.made(lambda: zeros(spec), placement.abstract_cache(spec)):
+        # Two kv heads for four devices: each is held twice, one a device, with the scales of its keys and its values.
+        assert {s.data.shape for s in layer.values.addressable_shards} == {(64, 1, 16, 32)}
+        assert {s.data.shape for s in layer.scales.addressable_shards} == {(64, 2, 16)}
+    assert placement.device_bytes(spec) == 2 * 64 * 16 * (32 + 2 * 2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_split_cache_of_few_bits_scores_like_a_whole_one(llama, dtype: str):
+    sizes = dict(max_model_len=48, page_size=8, cache_dtype=jnp.dtype(dtype), rows_per_step=16)
+    kv_scale = 0.05 if dtype == "int8" else None
+    whole, split = (Scorer(llama, **sizes, placement=Placement(m), kv_scale=kv_scale) for m in (None, tensor_mesh(4)))
+    tokens = np.arange(40)
+    # A sum in another order may turn one of a key's elements to the next step.
+    np.testing.assert_allclose(split(tokens), whole(tokens), atol=2e-3)
 
 
 def test_a_whole_array_on_the_mesh_is_found(llama):

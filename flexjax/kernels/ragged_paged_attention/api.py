@@ -2,13 +2,15 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels import registry
 from flexjax.kernels.ragged_paged_attention import base, cpu, pallas_tpu, xla
 from flexjax.kernels.ragged_paged_attention.over_heads import over_heads
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, dtype_name, sizes
 
 OP = "ragged_paged_attention"
 BODIES = {
@@ -29,7 +31,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Num[Array, "num_pages page_size heads 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -40,7 +42,7 @@ def ragged_paged_attention(
     max_query_len: int,
     kv_scale: float | None = None,
     body: str | None = None,
-) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size heads 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Pages]:
     """Attention of every row over its own sequence's pages, after the new keys and values are written there.
 
     The batch is laid out as `flexjax.causal_lm.RaggedBatch` says: sequence b owns the rows
@@ -56,6 +58,10 @@ def ragged_paged_attention(
     padding: they give zeros and write nothing; nor does a sequence without rows. No page is touched
     but those of the new rows. Under jit, kv_pages is updated in place where its buffer is donated.
 
+    Pages are float32, bfloat16 or float16; int8 or float8_e4m3fn, which hold the nearest to x / kv_scale, and the
+    largest of the dtype where x is larger; or `Int4Pages`, which hold round(x / s), halves to even, with a scale
+    s = max|x| / 7 of its own for every key and value vector, kept in bfloat16.
+
     On a mesh (`jax.set_mesh`) every device computes the heads that it holds. The pages may hold each kv head
     several times in a row (K is then a multiple of k's and v's), so that more devices than kv heads can share.
 
@@ -64,7 +70,7 @@ def ragged_paged_attention(
       window: positions that a row sees, itself included; None sees all up to it.
       softcap: bound of the scores; None has none.
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
-      kv_scale: of int8 pages, which hold round(x / kv_scale) within ±127, and only of those.
+      kv_scale: of int8 and float8 pages, and only of those.
       body: exactly this one of `BODIES`. By default the environment's, else the first of the
         platform's order that can serve; `flexjax.kernels.bodies_used` tells which did and why.
 
@@ -77,9 +83,12 @@ def ragged_paged_attention(
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
     _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
-    if (kv_scale is not None) != jnp.issubdtype(kv_pages.dtype, jnp.integer) or not (kv_scale is None or kv_scale > 0):
-        raise ValueError(f"int8 pages, and no others, have a positive kv_scale; got {kv_pages.dtype} and {kv_scale}.")
-    copies = kv_pages.shape[2] // k.shape[1]
+    dtype = dtype_name(kv_pages)
+    if (kv_scale is not None) != (dtype in LARGEST) or not (kv_scale is None or kv_scale > 0):
+        raise ValueError(
+            f"{' and '.join(LARGEST)} pages, and no others, have a positive kv_scale; got {dtype} and {kv_scale}."
+        )
+    copies = sizes(kv_pages)[2] // k.shape[1]
     if copies > 1:
         # Whole before they are copied; else XLA would gather their weights to compute each copy where it goes.
         k, v = (constrain(x, ("rows", "kv_heads", "head_dim"), SERVING) for x in (k, v))
@@ -100,15 +109,18 @@ def ragged_paged_attention(
 
 
 def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len) -> None:
-    if q.ndim != 3 or k.ndim != 3 or kv_pages.ndim != 5 or page_table.ndim != 2:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(kv_pages)]
+    ranks = [4, 3] if isinstance(kv_pages, Int4Pages) else [5]
+    if q.ndim != 3 or k.ndim != 3 or [len(shape) for shape in shapes] != ranks or page_table.ndim != 2:
         raise ValueError(
-            "q is [T, N, H], k and v [T, K, H], kv_pages [num_pages, page_size, K, 2, H], page_table [B, P]; got "
-            f"q {q.shape}, k {k.shape}, kv_pages {kv_pages.shape}, page_table {page_table.shape}."
+            "q is [T, N, H], k and v [T, K, H], kv_pages [num_pages, page_size, K, 2, H] (int4: values "
+            "[num_pages, K, page_size, H] and scales [num_pages, 2 K, page_size]), page_table [B, P]; got "
+            f"q {q.shape}, k {k.shape}, kv_pages {' and '.join(map(str, shapes))}, page_table {page_table.shape}."
         )
     (T, N, H), K, B = q.shape, k.shape[1], page_table.shape[0]
     if N % K:
         raise ValueError(f"Query heads come in equal groups, one a kv head: N must be a multiple of K; N={N}, K={K}.")
-    heads = kv_pages.shape[2]
+    num_pages, page_size, heads, _ = sizes(kv_pages)
     if heads % K or N % heads:
         raise ValueError(
             "Pages hold each kv head once, or as often as devices that share its query heads: their heads must be a "
@@ -117,10 +129,14 @@ def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, soft
     wanted = {
         "k": (k.shape, (T, K, H)),
         "v": (v.shape, (T, K, H)),
-        "kv_pages": (kv_pages.shape[3:], (2, H)),
         "query_starts": (query_starts.shape, (B + 1,)),
         "kv_lengths": (kv_lengths.shape, (B,)),
     }
+    if isinstance(kv_pages, Int4Pages):
+        wanted["kv_pages.values"] = (kv_pages.values.shape[3:], (H,))
+        wanted["kv_pages.scales"] = (kv_pages.scales.shape, (num_pages, 2 * heads, page_size))
+    else:
+        wanted["kv_pages"] = (kv_pages.shape[3:], (2, H))
     for name, (shape, want) in wanted.items():
         if shape != want:
             raise ValueError(f"{name} must have shape {want} beside q {q.shape} and B={B}; it has {shape}.")

@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages
+
+# Powers of two, by which every body divides alike; int8's clips unit normals past four.
+KV_SCALES = {"int8": 1 / 32, "float8_e4m3fn": 1 / 64}
+
 
 @dataclasses.dataclass(frozen=True)
 class ArgSpec:
@@ -19,7 +24,7 @@ class ArgSpec:
     page_size: int  # tokens
     sequences: tuple[tuple[int, int], ...]
     dtype: str = "float32"  # Of queries, new keys and values.
-    page_dtype: str | None = None  # None: as `dtype`.
+    page_dtype: str | None = None  # None: as `dtype`; "int4": `Int4Pages`.
     window: int | None = None  # tokens
     softcap: float | None = None
     padding_rows: int = 0
@@ -29,13 +34,16 @@ class ArgSpec:
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the call."""
         longest = max(new for new, _ in self.sequences)
-        return dict(scale=self.H**-0.5, window=self.window, softcap=self.softcap, max_query_len=longest)
+        options = dict(scale=self.H**-0.5, window=self.window, softcap=self.softcap, max_query_len=longest)
+        return options | ({} if self.page_dtype not in KV_SCALES else {"kv_scale": KV_SCALES[self.page_dtype]})
 
     @property
     def read_bytes(self) -> int:
         """Bytes of keys and values that the rows of each sequence see, each counted once."""
         seen = sum(min(total, (self.window or total) + new - 1) for new, total in self.sequences)
-        return seen * self.K * 2 * self.H * jnp.dtype(self.page_dtype or self.dtype).itemsize
+        page_dtype = self.page_dtype or self.dtype
+        vector = self.H / 2 + 2 if page_dtype == "int4" else self.H * jnp.dtype(page_dtype).itemsize
+        return int(seen * self.K * 2 * vector)
 
     @property
     def products(self) -> int:
@@ -46,7 +54,7 @@ class ArgSpec:
             pairs += int(np.minimum(seen, self.window or total).sum())
         return 2 * pairs * self.N * self.H
 
-    def arguments(self, seed: int = 0) -> tuple[jax.Array, ...]:
+    def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """q, k, v, kv_pages, query_starts, kv_lengths, page_table: random, with the pages of a sequence
         strewn over the pool and every page filled, those of nobody too."""
         rng = np.random.default_rng(seed)
@@ -68,11 +76,22 @@ class ArgSpec:
             normal(T, self.N, self.H, dtype=self.dtype),
             normal(T, self.K, self.H, dtype=self.dtype),
             normal(T, self.K, self.H, dtype=self.dtype),
-            normal(num_pages, self.page_size, self.K, 2, self.H, dtype=self.page_dtype or self.dtype),
+            self._pages(num_pages, rng),
             jnp.asarray(ends, jnp.int32),
             jnp.asarray(lengths, jnp.int32),
             jnp.asarray(table, jnp.int32),
         )
+
+    def _pages(self, num_pages: int, rng: np.random.Generator) -> Pages:
+        dtype = self.page_dtype or self.dtype
+        if dtype == "int4":
+            key, value = rng.integers(-7, 8, (2, num_pages, self.K, self.page_size, self.H), np.int8)
+            scales = rng.uniform(0.1, 0.5, (num_pages, 2 * self.K, self.page_size))
+            return Int4Pages(jnp.asarray((key & 15) | (value << 4)), jnp.asarray(scales, jnp.bfloat16))
+        x = rng.standard_normal((num_pages, self.page_size, self.K, 2, self.H), np.float32)
+        if dtype in LARGEST:
+            x = np.clip(x / KV_SCALES[dtype], -LARGEST[dtype], LARGEST[dtype])
+        return jnp.asarray(np.round(x) if dtype == "int8" else x, dtype)
 
 
 def decode(batch: int, length: int) -> tuple[tuple[int, int], ...]:
@@ -109,5 +128,22 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "narrow_pages": ArgSpec(N=8, K=4, H=32, page_size=16, sequences=((1, 50), (20, 33)), page_dtype="bfloat16"),
     "wide_pages": ArgSpec(
         N=4, K=2, H=80, page_size=8, sequences=((1, 50), (20, 33)), dtype="bfloat16", page_dtype="float32"
+    ),
+    "int8_mixed": LLAMA3_8B(
+        sequences=((1, 60), (40, 600), (4, 90)), padding_rows=3, dtype="bfloat16", page_dtype="int8"
+    ),
+    "float8_decode": SHIPPED(sequences=decode(4, 300), dtype="bfloat16", page_dtype="float8_e4m3fn"),
+    "float8_mixed": GEMMA2_2B(
+        sequences=((30, 90), (1, 90), (5, 7)), window=64, padding_rows=2, page_dtype="float8_e4m3fn"
+    ),
+    "int4_decode": LLAMA3_8B(sequences=decode(4, 700), dtype="bfloat16", page_dtype="int4"),
+    "int4_mixed": SHIPPED(
+        sequences=((1, 1), (37, 37), (5, 133), (1, 300)), padding_rows=3, padding_sequences=1, page_dtype="int4"
+    ),
+    "int4_odd_sizes": ArgSpec(
+        N=6, K=2, H=20, page_size=5, sequences=((1, 7), (9, 9), (2, 23)), window=8, softcap=20.0, page_dtype="int4"
+    ),
+    "int4_pages_of_a_tpu": LLAMA3_8B(
+        sequences=((1, 130), (20, 150), (1, 9)), page_size=128, padding_rows=2, dtype="bfloat16", page_dtype="int4"
     ),
 }

@@ -7,10 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
+
+from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name
 
 TARGET = "flexjax_ragged_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
+PAGE_DTYPES = ("float32", "bfloat16", "int8")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # The best that the processor has, up to the one asked for.
 
 
@@ -26,7 +29,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -37,14 +40,14 @@ def ragged_paged_attention(
     max_query_len: int,
     kv_scale: float | None = None,
     instruction_set: str = "avx512",
-) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
     and whether its sequence came whole, in chunks or token by token."""
     del max_query_len  # Rows are counted at run time.
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"q is {q.dtype.name}; float32 and bfloat16 are built")
-    if kv_pages.dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
-        raise NotImplementedError(f"kv_pages is {kv_pages.dtype.name}; float32, bfloat16 and int8 are built")
+    if isinstance(kv_pages, Int4Pages) or kv_pages.dtype.name not in PAGE_DTYPES:
+        raise NotImplementedError(f"kv_pages is {dtype_name(kv_pages)}; {', '.join(PAGE_DTYPES)} are built")
     _register()
     call = jax.ffi.ffi_call(
         TARGET,

@@ -3,6 +3,7 @@
 The kernel (jax.experimental.pallas.ops.tpu.ragged_paged_attention) wants keys and values interleaved in one
 axis, `[num_pages, page_size, 2 K, H]`, which our `[num_pages, page_size, K, 2, H]` is. It is called here and
 not through its own wrapper because that names no cost, and a compiler that is not told counts a kernel as free.
+For int4 pages stands pallas_tpu_int4.py.
 """
 
 import functools
@@ -14,7 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
 from jaxtyping import Array, Float, Int, Num
 
-from flexjax.kernels.ragged_paged_attention.xla import encoded
+from flexjax.kernels.ragged_paged_attention import pallas_tpu_int4
+from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, encoded
 
 BLOCK_KV = 1024  # Tokens of one sequence read at a time.
 MAX_BLOCK_PAGES = 16  # More copies in flight spill scalar registers.
@@ -28,7 +30,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -38,9 +40,14 @@ def ragged_paged_attention(
     softcap: float | None = None,
     max_query_len: int,
     kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. The declared cost is that of contexts as long as the page table is wide: the most
     that a call can read."""
+    if isinstance(kv_pages, Int4Pages):
+        return pallas_tpu_int4.ragged_paged_attention(
+            q, k, v, kv_pages, query_starts, kv_lengths, page_table,
+            scale=scale, window=window, softcap=softcap, max_query_len=max_query_len,
+        )  # fmt: skip
     _refuse(q, kv_pages)
     T = q.shape[0]
     num_pages, page_size, K, _, H = kv_pages.shape
@@ -77,10 +84,10 @@ def _refuse(q: Array, kv_pages: Array) -> None:
     if head_dim % LANES:
         raise NotImplementedError(f"head_dim={head_dim} is no multiple of {LANES}, the lanes that the kernel reads")
     served = (jnp.bfloat16, jnp.float32)
-    if q.dtype not in served or kv_pages.dtype not in (*served, jnp.int8):
+    if q.dtype not in served or kv_pages.dtype not in (*served, jnp.int8, jnp.float8_e4m3fn):
         raise NotImplementedError(
             f"q is {q.dtype.name} and kv_pages are {kv_pages.dtype.name}; bfloat16 and float32 are served, and int8 "
-            "in pages"
+            "and float8_e4m3fn in pages"
         )
     sublanes = 2 * num_kv_heads * kv_pages.dtype.itemsize / 4
     if sublanes not in (1, 2, 4) and (sublanes < 8 or sublanes % 8):

@@ -3,6 +3,9 @@
 A program has a block of one sequence's rows and all query heads of one kv head, so that keys and values are read once
 for the whole group; it walks the sequence's pages with an online softmax. Where there are too few programs to keep a
 GPU busy (decoding), the context is cut into spans, whose softmaxes are put together at the end.
+
+float8 is widened by its bits, which every GPU can: as half precision with the same exponent and mantissa it is 256
+times too small. int4 pages give keys and values in one load.
 """
 
 from typing import Any, no_type_check
@@ -12,9 +15,9 @@ import jax.numpy as jnp
 import jax_triton  # pyright: ignore[reportMissingImports]
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.xla import encoded
+from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name, sizes, written
 
 BLOCK_M_DECODE = 16  # Rows times heads of a kv head at a time: the fewest that the tensor cores take,
 BLOCK_M = 64  # and in steps with more than one row of a sequence.
@@ -28,7 +31,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -38,20 +41,26 @@ def ragged_paged_attention(
     softcap: float | None = None,
     max_query_len: int,
     kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. In bfloat16 weights are rounded to it before they are multiplied with values."""
     _refuse(q, kv_pages)
-    (T, N, H), (num_pages, page_size, K, _, _), (B, P) = q.shape, kv_pages.shape, page_table.shape
+    (T, N, H), (num_pages, page_size, K, _), (B, P) = q.shape, sizes(kv_pages), page_table.shape
     row = jnp.arange(T, dtype=jnp.int32)
     live = row < query_starts[B]
     sequence = jnp.sum(query_starts[None, 1:] <= row[:, None], axis=1, dtype=jnp.int32)
     sequence = jnp.minimum(sequence, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype, kv_scale)
-    kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
+    kv_pages = written(kv_pages, k, v, page, position % page_size, kv_scale)
+    unit, int4, float8 = kv_scale or 1.0, False, False
+    if isinstance(kv_pages, Int4Pages):
+        pages, scales, int4 = kv_pages.values, kv_pages.scales, True
+    else:
+        pages, scales, float8 = kv_pages, jnp.zeros(1, jnp.bfloat16), kv_pages.dtype == jnp.float8_e4m3fn
+    if float8:
+        pages, unit = jax.lax.bitcast_convert_type(pages, jnp.int8), unit * 256
 
-    wide = q.dtype == jnp.float32 or kv_pages.dtype == jnp.float32
+    wide = q.dtype == jnp.float32 or pages.dtype == jnp.float32
     heads = triton.next_power_of_2(N // K)
     block_q = max(1, (BLOCK_M_DECODE if max_query_len == 1 else BLOCK_M // (2 if wide else 1)) // heads)
     blocks = T // block_q + B
@@ -61,7 +70,7 @@ def ragged_paged_attention(
     width = max(16, triton.next_power_of_2(H))
     statistics = jax.ShapeDtypeStruct((spans, T, N) if spans > 1 else (1,), jnp.float32)
     sums, tops, totals = jax_triton.triton_call(
-        q, kv_pages, query_starts, kv_lengths, page_table,
+        q, pages, scales, query_starts, kv_lengths, page_table,
         kernel=_attend,
         out_type=[
             jax.ShapeDtypeStruct((spans, T, N, H), jnp.float32 if spans > 1 else q.dtype),
@@ -70,14 +79,15 @@ def ragged_paged_attention(
         ],
         grid=(blocks, K, spans),
         name="ragged_paged_attention",
-        num_warps=4 if max_query_len == 1 or width <= 128 else 8,
+        num_warps=8 if max_query_len > 1 and (width > 128 or int4) else 4,
         num_stages=STAGES,
         backend_options={"enable_fp_fusion": True},
         cost_estimate=_cost(q, kv_pages, page_table),
         B=B, T=T, P=P, K=K, G=N // K, H=H, PAGE=page_size, SPAN=span,
-        SCALE=scale, KV_SCALE=kv_scale or 1.0, SPANS=spans, WINDOW=window or 0, SOFTCAP=softcap or 0.0,
+        SCALE=scale, KV_SCALE=unit, SPANS=spans, WINDOW=window or 0, SOFTCAP=softcap or 0.0,
         BLOCK_B=triton.next_power_of_2(B), BLOCK_Q=block_q, HEADS=heads, WIDTH=width,
         BLOCK_S=max(16, min(128, TILE_BYTES // width // (4 if wide else 2))), WIDE=wide,
+        FLOAT8=float8, INT4=int4,
     )  # fmt: skip
     # Rows of nobody are written by none.
     sums = jnp.where(live[None, :, None, None], sums, jnp.zeros((), sums.dtype))
@@ -90,37 +100,45 @@ def ragged_paged_attention(
     return out.astype(q.dtype), kv_pages
 
 
-def _refuse(q: Array, kv_pages: Array) -> None:
-    served = (jnp.bfloat16, jnp.float32)
-    if q.dtype not in served or kv_pages.dtype not in (*served, jnp.int8):
+def _refuse(q: Array, kv_pages: Pages) -> None:
+    served = ("bfloat16", "float32")
+    if q.dtype.name not in served or dtype_name(kv_pages) not in (*served, "int8", "float8_e4m3fn", "int4"):
         raise NotImplementedError(
-            f"q is {q.dtype.name} and kv_pages are {kv_pages.dtype.name}; bfloat16 and float32 are served, and int8 "
-            "in pages"
+            f"q is {q.dtype.name} and kv_pages are {dtype_name(kv_pages)}; bfloat16 and float32 are served, and int8, "
+            "float8_e4m3fn and int4 in pages"
         )
     if q.shape[2] > 256:
         raise NotImplementedError(f"head_dim={q.shape[2]} is more than the 256 that fit a program's memory")
 
 
-def _cost(q: Array, kv_pages: Array, page_table: Array) -> Any:
+def _cost(q: Array, kv_pages: Pages, page_table: Array) -> Any:
     """Of every sequence at the full width of the page table, each page read once."""
     T, N, H = q.shape
-    tokens = page_table.shape[1] * kv_pages.shape[1]
-    row_bytes = 2 * kv_pages.shape[2] * H * kv_pages.dtype.itemsize
+    num_pages, page_size, _, _ = sizes(kv_pages)
+    pages = page_table.shape[0] * page_table.shape[1]
     return {
-        "flops": 4 * T * N * H * tokens,
-        "bytes_accessed": page_table.shape[0] * tokens * row_bytes + 2 * q.nbytes,
+        "flops": 4 * T * N * H * page_table.shape[1] * page_size,
+        "bytes_accessed": pages * sum(leaf.nbytes for leaf in jax.tree.leaves(kv_pages)) // num_pages + 2 * q.nbytes,
     }
 
 
 @triton.jit
 @no_type_check
+def _widened(x):
+    """Of float8's bits, a 256th of what they mean."""
+    bits = x.to(tl.int16)
+    return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+@no_type_check
 def _attend(
-    q_ptr, pages_ptr, starts_ptr, lengths_ptr, table_ptr, sums_ptr, tops_ptr, totals_ptr,
+    q_ptr, pages_ptr, scales_ptr, starts_ptr, lengths_ptr, table_ptr, sums_ptr, tops_ptr, totals_ptr,
     B: tl.constexpr, T: tl.constexpr, P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, H: tl.constexpr,
     PAGE: tl.constexpr, SPAN: tl.constexpr, SCALE: tl.constexpr, KV_SCALE: tl.constexpr,
     SPANS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_Q: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_S: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_S: tl.constexpr, WIDE: tl.constexpr, FLOAT8: tl.constexpr, INT4: tl.constexpr,
 ):  # fmt: skip
     """The attention of a block of rows; of several spans, each one's weighted sum of values, largest score (as a power
     of two) and sum of weights."""
@@ -158,9 +176,21 @@ def _attend(
         s = tile + tl.arange(0, BLOCK_S)
         there = (s >= oldest) & (s < newest)  # What nobody sees may hold anything, NaN included.
         page = tl.load(table_ptr + b * P + s // PAGE, mask=there, other=0).to(tl.int64)
-        token = pages_ptr + ((page * PAGE + s % PAGE) * K + kv_head) * (2 * H)
-        key = tl.load(token[None, :] + h[:, None], mask=there[None, :] & (h < H)[:, None], other=0.0)
+        if INT4:
+            token = pages_ptr + ((page * K + kv_head) * PAGE + s % PAGE) * H
+            both = tl.load(token[:, None] + h[None, :], mask=there[:, None] & (h < H)[None, :], other=0)
+            key, value = tl.trans((both << 4) >> 4), both >> 4
+            scale = scales_ptr + (page * K + kv_head) * (2 * PAGE) + s % PAGE
+            key_scale = tl.load(scale, mask=there, other=0.0).to(tl.float32)
+            value_scale = tl.load(scale + PAGE, mask=there, other=0.0).to(tl.float32)
+        else:
+            token = pages_ptr + ((page * PAGE + s % PAGE) * K + kv_head) * (2 * H)
+            key = tl.load(token[None, :] + h[:, None], mask=there[None, :] & (h < H)[:, None], other=0)
+            if FLOAT8:
+                key = _widened(key)
         score = tl.dot(q, key.to(DTYPE), input_precision="ieee") * (SCALE * KV_SCALE)
+        if INT4:
+            score *= key_scale[None, :]
         if SOFTCAP > 0:
             score = SOFTCAP - 2 * SOFTCAP / (tl.exp(2 * score / SOFTCAP) + 1)  # tanh
         seen = there[None, :] & (s[None, :] <= position[:, None])
@@ -171,7 +201,12 @@ def _attend(
         weight = tl.exp2(score - larger[:, None])
         shrink = tl.exp2(top - larger)
         total = total * shrink + tl.sum(weight, axis=1)
-        value = tl.load(token[:, None] + H + h[None, :], mask=there[:, None] & (h < H)[None, :], other=0.0)
+        if INT4:
+            weight *= value_scale[None, :]
+        else:
+            value = tl.load(token[:, None] + H + h[None, :], mask=there[:, None] & (h < H)[None, :], other=0)
+            if FLOAT8:
+                value = _widened(value)
         sums = tl.dot(weight.to(DTYPE), value.to(DTYPE), sums * shrink[:, None], input_precision="ieee")
         top = larger
     sums *= KV_SCALE

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
+
+from flexjax.kernels.ragged_paged_attention.pages import Pages, read, sizes, written
 
 BLOCK_ROWS = 64  # Rows of one sequence at a time.
 BLOCK_TOKENS = 256  # Keys and values gathered at a time, in whole pages.
@@ -16,7 +18,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -26,10 +28,10 @@ def ragged_paged_attention(
     softcap: float | None = None,
     max_query_len: int,
     kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Num[Array, "num_pages page_size K 2 H"]]:
+) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. No temporary grows with rows times context."""
     T = q.shape[0]
-    num_pages, page_size = kv_pages.shape[:2]
+    num_pages, page_size, _, _ = sizes(kv_pages)
     B = page_table.shape[0]
 
     row = jnp.arange(T)
@@ -37,8 +39,7 @@ def ragged_paged_attention(
     sequence = jnp.clip(jnp.searchsorted(query_starts[1:], row, side="right"), 0, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype, kv_scale)
-    kv_pages = kv_pages.at[page, position % page_size].set(new, mode="drop")
+    kv_pages = written(kv_pages, k, v, page, position % page_size, kv_scale)
 
     masks: dict[str, Any] = dict(window=window, softcap=softcap, kv_scale=kv_scale)
     q_scaled = q.astype(jnp.float32) * scale
@@ -55,16 +56,9 @@ def ragged_paged_attention(
     return jnp.where(live[:, None, None], out, 0.0).astype(q.dtype), kv_pages
 
 
-def encoded(x: Float[Array, "..."], dtype: Any, scale: float | None) -> Num[Array, "..."]:
-    """Keys and values as pages hold them: in their dtype, or rounded to int8 multiples of the scale."""
-    if scale is not None:
-        x = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -127, 127)
-    return x.astype(dtype)
-
-
 def _by_blocks(
     q: Float[Array, "T N H"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -101,7 +95,7 @@ def _attend(
     q: Float[Array, "B T N H"],
     position: Int[Array, "B T"],
     live: Bool[Array, "B T"],
-    kv_pages: Num[Array, "num_pages page_size K 2 H"],
+    kv_pages: Pages,
     page_table: Int[Array, "B P"],
     *,
     window: int | None,
@@ -110,7 +104,7 @@ def _attend(
 ) -> Float[Array, "B T N H"]:
     """Float32 attention of a dense block of scaled queries, by an online softmax over blocks of pages."""
     B, T, N, H = q.shape
-    _, page_size, K, _, _ = kv_pages.shape
+    _, page_size, K, _ = sizes(kv_pages)
     P = page_table.shape[1]
     pages = min(P, max(BLOCK_TOKENS // page_size, 1))
     S = pages * page_size
@@ -120,10 +114,8 @@ def _attend(
     def step(i, carry):
         top, total, values = carry
         table = jax.lax.dynamic_slice_in_dim(page_table, i * pages, pages, axis=1)
-        kv = kv_pages[table].reshape(B, S, K, 2, H).astype(jnp.float32)
-        if kv_scale is not None:
-            kv = kv * kv_scale
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, kv[:, :, :, 0], precision="highest")
+        key, value = read(kv_pages, table, kv_scale)
+        scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, key, precision="highest")
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
         s = (i * S + jnp.arange(S))[None, None, :]
@@ -136,7 +128,7 @@ def _attend(
         shrink = jnp.exp(top - new_top)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         # Rows of pages that nobody sees may hold anything, NaN included.
-        value = jnp.where(jnp.any(seen, axis=1)[:, :, None, None], kv[:, :, :, 1], 0.0)
+        value = jnp.where(jnp.any(seen, axis=1)[:, :, None, None], value, 0.0)
         values = values * shrink + jnp.einsum("BKGTS,BSKH->BKGTH", weights, value, precision="highest")
         return new_top, total, values
 

@@ -131,7 +131,7 @@ def test_int8_pages_give_attention_over_rounded_keys_and_values(body):
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", None), ("float32", 0.5), ("int8", 0.0)])
 def test_a_scale_belongs_to_int8_and_to_nothing_else(dtype, scale):
     q, k, v, pages, *batch = int8_arguments()
-    with pytest.raises(ValueError, match="int8 pages, and no others, have a positive kv_scale"):
+    with pytest.raises(ValueError, match="int8 and float8_e4m3fn pages, and no others, have a positive kv_scale"):
         ragged_paged_attention(q, k, v, pages.astype(dtype), *batch, kv_scale=scale, **INT8_SPEC.options)
 
 

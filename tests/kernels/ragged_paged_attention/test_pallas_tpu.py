@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from described import TPUS, compiled
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
 
-from flexjax.kernels.ragged_paged_attention import base, pallas_tpu
+from flexjax import kernels
+from flexjax.kernels.ragged_paged_attention import base, pallas_tpu, ragged_paged_attention
 from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, GEMMA2_2B, LLAMA3_8B, ArgSpec
 
 SPECS = {
@@ -22,12 +24,14 @@ SPECS = {
     "mixed": LLAMA3_8B(sequences=((1, 20), (19, 40), (4, 9)), padding_rows=3, padding_sequences=1, dtype="bfloat16"),
     "float32": LLAMA3_8B(sequences=((3, 20), (1, 17))),
     "window_and_cap": GEMMA2_2B(sequences=((5, 40), (1, 30)), window=12, dtype="bfloat16"),
+    "int8": LLAMA3_8B(sequences=((1, 40), (1, 33)), dtype="bfloat16", page_dtype="int8"),
+    "float8": LLAMA3_8B(sequences=((1, 40), (9, 33)), dtype="bfloat16", page_dtype="float8_e4m3fn"),
     "one_kv_head": dataclasses.replace(ARG_SPECS["one_kv_head_long"], sequences=((1, 70), (3, 130))),
 }
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch, kv_scale: float | None = None):
+def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch):
     def attend(
         q, kv_pages, kv_lengths, page_table, query_starts, num_seqs, *, scale, window, softcap, max_query_len, kv_scale
     ):
@@ -41,11 +45,7 @@ def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch, kv_scale: f
         return jnp.pad(out, ((0, q.shape[0] - out.shape[0]), (0, 0), (0, 0)), constant_values=jnp.nan)
 
     monkeypatch.setattr(pallas_tpu, "_attend", attend)
-    arguments = spec.arguments()
-    options = {**spec.options, "kv_scale": kv_scale}
-    if kv_scale is not None:
-        rounded = jnp.clip(jnp.round(arguments[3].astype(jnp.float32) / kv_scale), -127, 127).astype(jnp.int8)
-        arguments = (*arguments[:3], rounded, *arguments[4:])
+    arguments, options = spec.arguments(), spec.options
     with pltpu.force_tpu_interpret_mode():  # The write of the pages really runs.
         out, pages = pallas_tpu.ragged_paged_attention(*arguments, **options)
     want, want_pages = jax.jit(functools.partial(base.ragged_paged_attention, **options))(*arguments)
@@ -55,15 +55,20 @@ def test_it_gives_what_the_formula_gives(spec: ArgSpec, monkeypatch, kv_scale: f
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), **tolerance)
 
 
-def test_int8_pages_are_read_by_their_scale(monkeypatch):
-    test_it_gives_what_the_formula_gives(SPECS["decode"], monkeypatch, kv_scale=1 / 32)
+@pytest.mark.parametrize("chip", TPUS)
+def test_float8_pages_compile(chip: str):
+    """Without a unit for it, v5e and v6e widen float8 in vector registers."""
+    spec = LLAMA3_8B(sequences=((1, 512),) * 16, page_size=128, dtype="bfloat16", page_dtype="float8_e4m3fn")
+    kernels.forget()
+    compiled(chip, functools.partial(ragged_paged_attention, **spec.options), *jax.eval_shape(spec.arguments), donate=3)
+    assert kernels.bodies_used()["ragged_paged_attention"] == (kernels.Choice("pallas_tpu"),)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"H": 64}, "head_dim=64 is no multiple of 128"),
-        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8"),
+        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8 and float8"),
         ({"N": 4, "K": 1, "page_dtype": "int8"}, "of 1 heads in int8 fill 0.5 sublanes"),
         ({"N": 12, "K": 3}, "of 3 heads in bfloat16 fill 3 sublanes"),
     ],

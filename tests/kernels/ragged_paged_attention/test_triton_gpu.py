@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import triton_interpreter
 from described import GPUS, compiled, triton_kernels
 
 from flexjax.hardware import chips
-from flexjax.kernels.ragged_paged_attention import ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import Int4Pages, ragged_paged_attention
 from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, GEMMA2_2B, LLAMA3_8B, ArgSpec, decode
 
 jax_triton = pytest.importorskip("jax_triton", reason="jax-triton is not installed (extra cuda)")
@@ -19,24 +20,28 @@ jax_triton = pytest.importorskip("jax_triton", reason="jax-triton is not install
 COMPILED = {
     "decode": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16"),
     "int8_pages": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16", page_dtype="int8"),
+    "float8_pages": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16", page_dtype="float8_e4m3fn"),
+    "int4_pages": LLAMA3_8B(sequences=decode(64, 2048), dtype="bfloat16", page_dtype="int4"),
+    "int4_prefill": LLAMA3_8B(sequences=((2048, 2048),), dtype="bfloat16", page_dtype="int4"),
     "prefill": LLAMA3_8B(sequences=((2048, 2048),), dtype="bfloat16"),
     "window_and_cap": GEMMA2_2B(sequences=((300, 900), (1, 900)), dtype="bfloat16", window=512),
 }
 
 
-def abstract(spec: ArgSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
+def abstract(spec: ArgSpec) -> tuple[Any, ...]:
     """The shapes of the arguments, which are too large to be made here."""
     T, B = sum(new for new, _ in spec.sequences), len(spec.sequences)
     P = max(total for _, total in spec.sequences) // spec.page_size + 1
     shape = jax.ShapeDtypeStruct
     new = shape((T, spec.K, spec.H), spec.dtype)
-    pages = shape((B * P + 3, spec.page_size, spec.K, 2, spec.H), spec.page_dtype or spec.dtype)
+    num_pages = B * P + 3
+    if spec.page_dtype == "int4":
+        scales = shape((num_pages, 2 * spec.K, spec.page_size), "bfloat16")
+        pages = Int4Pages(shape((num_pages, spec.K, spec.page_size, spec.H), "int8"), scales)
+    else:
+        pages = shape((num_pages, spec.page_size, spec.K, 2, spec.H), spec.page_dtype or spec.dtype)
     batch = (shape(size, "int32") for size in ((B + 1,), (B,), (B, P)))
     return shape((T, spec.N, spec.H), spec.dtype), new, new, pages, *batch
-
-
-def options(spec: ArgSpec):
-    return spec.options | ({"kv_scale": 1 / 32} if spec.page_dtype == "int8" else {})
 
 
 def test_values_by_the_interpreter():
@@ -50,7 +55,7 @@ def test_values_on_a_gpu(name: str):
     spec = ARG_SPECS[name]
     bodies = (functools.partial(ragged_paged_attention, body=body, **spec.options) for body in ("triton_gpu", "base"))
     (got, pages), (want, want_pages) = (jax.jit(body)(*spec.arguments()) for body in bodies)
-    np.testing.assert_array_equal(pages, want_pages)
+    jax.tree.map(np.testing.assert_array_equal, pages, want_pages)
     tolerance = 1e-5 if spec.dtype == "float32" else 1e-2  # In bfloat16 weights are rounded.
     np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), atol=tolerance)
 
@@ -60,7 +65,7 @@ def test_values_on_a_gpu(name: str):
 def test_compiles_into_registers_and_shared_memory(chip: str, name: str, monkeypatch: pytest.MonkeyPatch):
     spec, compiler = COMPILED[name], chips.find(chip).compiler
     assert compiler is not None
-    call = functools.partial(ragged_paged_attention, **options(spec))
+    call = functools.partial(ragged_paged_attention, **spec.options)
     (kernel,) = triton_kernels(monkeypatch, chip, call, *abstract(spec))
     assert kernel.spilled_bytes <= 64 and kernel.registers <= 255
     assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
@@ -69,9 +74,7 @@ def test_compiles_into_registers_and_shared_memory(chip: str, name: str, monkeyp
 def test_donated_pages_are_not_copied():
     spec = COMPILED["decode"]
     q, k, v, pages, *batch = abstract(spec)
-    made = compiled(
-        "h100", functools.partial(ragged_paged_attention, **options(spec)), q, k, v, pages, *batch, donate=3
-    )
+    made = compiled("h100", functools.partial(ragged_paged_attention, **spec.options), q, k, v, pages, *batch, donate=3)
     memory = made.memory_analysis()
     assert memory is not None
     cache = pages.size * pages.dtype.itemsize
@@ -82,7 +85,7 @@ def test_donated_pages_are_not_copied():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8"),
+        ({"page_dtype": "float16"}, "kv_pages are float16; bfloat16 and float32 are served, and int8, float8"),
         ({"H": 320}, "head_dim=320 is more than the 256"),
     ],
 )
