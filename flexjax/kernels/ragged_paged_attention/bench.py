@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from flexjax.kernels import registry
 from flexjax.kernels.case import Case
@@ -47,7 +48,7 @@ def cases() -> Iterator[Case]:
 
 def _arguments(spec: ArgSpec) -> tuple:
     q, k, v, pages, *batch = spec.arguments()
-    return (q, [pages + 0 for _ in range(LAYERS)]), k, v, *batch
+    return (q, [jax.tree.map(jnp.copy, pages) for _ in range(LAYERS)]), k, v, *batch
 
 
 def _step(state: tuple[jax.Array, list[jax.Array]], k, v, *batch, spec: ArgSpec, body: str):
