@@ -6,15 +6,28 @@
 
 #include <cstdint>
 
+#if defined(FLEXJAX_CHECK_TILES)
+#include <sanitizer/asan_interface.h>
+
+#include <cstdio>
+#include <cstdlib>
+#endif
+
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-#define TILE_LOAD(tile, from, stride) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((int64_t)(stride)) : "memory")
-#define TILE_STORE(tile, to, stride) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((int64_t)(stride)) : "memory")
+#define TILE_LOAD(tile, from, stride)                                                                      \
+  do {                                                                                                     \
+    CheckTile(tile, from, stride);                                                                         \
+    asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((int64_t)(stride)) : "memory");     \
+  } while (0)
+#define TILE_STORE(tile, to, stride)                                                                       \
+  do {                                                                                                     \
+    CheckTile(tile, to, stride);                                                                           \
+    asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((int64_t)(stride)) : "memory");   \
+  } while (0)
 #define TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : : : "memory")
 #define TILE_DOT(integers, sum, x, w)                                            \
   if constexpr (integers)                                                        \
@@ -33,8 +46,33 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 
-  void Use() const { asm volatile("ldtilecfg %0" : : "m"(*this) : "memory"); }
+  void Use() const;
 };
+
+// Sanitizers do not see what a tile touches: under theirs, each row of it is asked about.
+#if defined(FLEXJAX_CHECK_TILES)
+inline TileConfig& TilesInUse() {
+  static TileConfig config;
+  return config;
+}
+inline void CheckTile(int tile, const void* at, int64_t stride) {
+  const TileConfig& config = TilesInUse();
+  for (int row = 0; row < config.rows[tile]; ++row)
+    if (__asan_region_is_poisoned((char*)at + row * stride, config.row_bytes[tile])) {
+      fprintf(stderr, "tile %d touches what is not ours in row %d\n", tile, row);
+      abort();
+    }
+}
+#else
+inline void CheckTile(int, const void*, int64_t) {}
+#endif
+
+inline void TileConfig::Use() const {
+#if defined(FLEXJAX_CHECK_TILES)
+  TilesInUse() = *this;
+#endif
+  asm volatile("ldtilecfg %0" : : "m"(*this) : "memory");
+}
 
 // The kernel gives a process the tiles' registers when it asks for them.
 inline bool AmxAllowed() {

@@ -13,6 +13,10 @@ from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, SHIPPED,
 
 LAYERS = 8  # Calls of a step, each with pages of its own, so that they come from memory.
 
+# What configs/bench_cpu.py calls M and S.
+BENCH_M = functools.partial(ArgSpec, N=12, K=4, H=64, page_size=16, dtype="bfloat16")
+BENCH_S = functools.partial(ArgSpec, N=6, K=6, H=48, page_size=16, dtype="bfloat16")
+
 SERVING_SPECS: dict[str, ArgSpec] = {
     **{
         f"shipped_decode_{B}_{dtype}": SHIPPED(sequences=decode(B, 256), dtype=dtype)
@@ -24,6 +28,10 @@ SERVING_SPECS: dict[str, ArgSpec] = {
         for dtype in ("float32", "bfloat16")
         for T in (256, 512)
     },
+    **{f"m_decode_{B}": BENCH_M(sequences=decode(B, 192)) for B in (1, 16, 32)},
+    "m_prefill_1024": BENCH_M(sequences=((1024, 1024),)),
+    "m_mixed_2048": BENCH_M(sequences=((256, 2048), *decode(16, 1024))),
+    "s_decode_1": BENCH_S(sequences=decode(1, 192)),
     **{f"long_4096_{dtype}": SHIPPED(sequences=((1, 4096),), dtype=dtype) for dtype in ("float32", "bfloat16")},
 }
 

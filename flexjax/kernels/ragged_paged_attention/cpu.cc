@@ -1,240 +1,14 @@
-// Ragged paged attention on the CPU, called through XLA's foreign function interface.
-//
-// A task is some kv heads of some rows of one sequence over some of its positions; tasks run on
-// XLA's own thread pool, or on the calling thread alone where the whole is too small to share.
-// Which tasks there are changes no result: see cpu_attend.inc.
+// Ragged paged attention on the CPU, called through XLA's foreign function interface; cpu_attention.h says how.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
+#include "cpu_attention.h"
 #include "parallel.h"
-#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
-
-constexpr int kTile = 32;         // tokens whose scores are held at once
-constexpr int kSpan = 512;        // tokens of one online softmax; spans are merged in order
-constexpr int kMaxQueries = 64;   // query vectors (rows * G) that share a tile
-constexpr int kFewQueries = 4;    // up to so many read the tokens in place
-constexpr float kNoScore = -1e30f;
-
-struct Problem {
-  const void *q, *k, *v;  // [T, N, H], [T, K, H], [T, K, H]
-  void *pages, *out;      // [num_pages, page_size, K, 2, H], [T, N, H]
-  const int32_t *query_starts, *kv_lengths, *page_table;  // [B + 1], [B], [B, P]
-  int64_t T, N, K, H, B, P, page_size, num_pages;
-  float scale, softcap;  // softcap 0: none
-  float kv_scale;        // Of int8 pages; 1 for others.
-  int window;            // 0: none
-  float* parts;          // Unfinished softmaxes of tasks that share rows.
-};
-
-struct Task {  // Attention of some heads of consecutive rows of one sequence to some of its positions.
-  int sequence;
-  int row, rows, position;  // First row, how many, position of the first.
-  int head, heads;          // Of the kv heads.
-  int begin, end;           // Positions to attend to.
-  int64_t part;             // Where several tasks share the positions of these rows: this one's place in
-                            // `parts`; else -1.
-};
-
-int64_t PaddedH(const Problem& p) { return (p.H + 31) / 32 * 32; }
-
-// Floats of an unfinished softmax: values, sixteen partial totals, and the highest score.
-int64_t SoftmaxFloats(const Problem& p, int64_t queries) { return queries * (PaddedH(p) + 17); }
-
-int64_t ScratchFloats(const Problem& p, const Task& t) {
-  const int64_t queries = t.rows * (p.N / p.K), all = queries * t.heads;
-  return all * PaddedH(p) + 2 * SoftmaxFloats(p, all) + queries * kTile + kTile * 2 * PaddedH(p) + 5 * 16;
-}
-
-bool SameRows(const Task& a, const Task& b) { return a.row == b.row && a.head == b.head; }
-
-struct Body {
-  void (*attend)(const Problem&, const Task&, float* scratch);
-  void (*join)(const Problem&, const Task* parts, int count);
-};
-
-namespace baseline {
-typedef float Four __attribute__((vector_size(16)));
-constexpr int W = 4;
-INLINE bool AnyAbove(Four a, Four b) { return a[0] > b[0] || a[1] > b[1] || a[2] > b[2] || a[3] > b[3]; }
-#include "vectors.inc"
-#include "cpu_attend.inc"
-}  // namespace baseline
-
-#if defined(__x86_64__)
-FLEXJAX_TARGET_BEGIN("avx2,fma")
-namespace avx2 {
-constexpr int W = 8;
-INLINE bool AnyAbove(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
-#include "vectors.inc"
-#include "cpu_attend.inc"
-}  // namespace avx2
-FLEXJAX_TARGET_END
-
-FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
-namespace avx512 {
-constexpr int W = 16;
-INLINE bool AnyAbove(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
-#include "vectors.inc"
-#include "cpu_attend.inc"
-}  // namespace avx512
-FLEXJAX_TARGET_END
-#endif
-
-template <typename Q, typename Page>
-Body Pick(int64_t isa) {
-#if defined(__x86_64__)
-  if (isa >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-    return {avx512::Attend<Q, Page>, avx512::Join<Q, Page>};
-  if (isa >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {avx2::Attend<Q, Page>, avx2::Join<Q, Page>};
-#endif
-  return {baseline::Attend<Q, Page>, baseline::Join<Q, Page>};
-}
-
-// Costs are counted in products: rows * query heads * positions * head dim.
-constexpr double kShareCost = 30'000;  // Below it another thread costs more than it saves, even one that waits.
-constexpr double kTaskCost = 10'000;   // No task is made smaller than this.
-
-struct Rows {  // Consecutive rows of one sequence.
-  int sequence, row, rows, position;
-};
-
-template <typename Q, typename Page>
-void WriteNew(const Problem& p, const Rows& r) {
-  for (int i = 0; i < r.rows; ++i) {
-    const int64_t position = r.position + i, from = (int64_t)(r.row + i) * p.K * p.H;
-    const int64_t page = p.page_table[r.sequence * p.P + position / p.page_size];
-    Page* to = (Page*)p.pages + (page * p.page_size + position % p.page_size) * p.K * 2 * p.H;
-    for (int64_t head = 0; head < p.K; ++head)
-      for (const void* source : {p.k, p.v}) {
-        const Q* x = (const Q*)source + from + head * p.H;
-        if constexpr (std::is_same_v<Q, Page>) {
-          memcpy(to, x, p.H * sizeof(Q));
-        } else if constexpr (std::is_same_v<Page, Int8>) {
-          for (int64_t c = 0; c < p.H; ++c)
-            to[c].value = (int8_t)std::nearbyintf(std::clamp(ToFloat(x[c]) / p.kv_scale, -127.0f, 127.0f));
-        } else {
-          for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]), to + c);
-        }
-        to += p.H;
-      }
-  }
-}
-
-ffi::Error Wrong(const char* rule, int64_t sequence, int64_t value, int64_t bound) {
-  return ffi::Error::InvalidArgument("ragged_paged_attention: " + std::string(rule) + "; sequence " +
-                                     std::to_string(sequence) + " has " + std::to_string(value) + ", the bound is " +
-                                     std::to_string(bound) + ".");
-}
-
-// The live rows in blocks of at most `limit`, after a check of all that could lead out of a buffer.
-ffi::Error FindRows(const Problem& p, int64_t limit, std::vector<Rows>& blocks) {
-  blocks.clear();
-  if (p.query_starts[0] != 0) return Wrong("query_starts must begin at 0", 0, p.query_starts[0], 0);
-  for (int64_t b = 0; b < p.B; ++b) {
-    const int64_t row = p.query_starts[b], rows = p.query_starts[b + 1] - row, length = p.kv_lengths[b];
-    if (rows < 0 || row + rows > p.T)
-      return Wrong("query_starts must not fall, nor pass the number of rows", b, row + rows, p.T);
-    if (rows == 0) continue;
-    if (length < rows) return Wrong("kv_lengths counts the new tokens too", b, length, rows);
-    if (length > p.P * p.page_size)
-      return Wrong("kv_lengths must fit the pages of the table", b, length, p.P * p.page_size);
-    const int64_t oldest = p.window > 0 ? std::max<int64_t>(length - rows + 1 - p.window, 0) : 0;
-    for (int64_t i = oldest / p.page_size; i * p.page_size < length; ++i) {
-      const int64_t page = p.page_table[b * p.P + i];
-      if (page < 0 || page >= p.num_pages) return Wrong("page_table must name existing pages", b, page, p.num_pages);
-    }
-    for (int64_t i = 0; i < rows; i += limit)
-      blocks.push_back({(int)b, (int)(row + i), (int)std::min(limit, rows - i), (int)(length - rows + i)});
-  }
-  return ffi::Error::Success();
-}
-
-int Oldest(const Problem& p, const Rows& r) { return p.window > 0 ? std::max(r.position + 1 - p.window, 0) : 0; }
-
-double CostOfHead(const Problem& p, const Rows& r) {
-  return (double)r.rows * (p.N / p.K) * p.H * (r.position + r.rows - Oldest(p, r));
-}
-
-// Tasks of about `target` cost each: several heads together where they are cheap, one head's positions
-// span by span where they are dear. Tasks that share rows stand together; returns the floats of their parts.
-int64_t PlanTasks(const Problem& p, const std::vector<Rows>& blocks, double target, std::vector<Task>& tasks) {
-  tasks.clear();
-  int64_t floats = 0;
-  for (const Rows& r : blocks) {
-    const double cost = CostOfHead(p, r);
-    const int64_t queries = r.rows * (p.N / p.K), most = std::clamp<int64_t>(2 * kMaxQueries / queries, 1, p.K);
-    const int64_t heads = std::clamp<int64_t>((int64_t)(target / cost), 1, most);
-    const int begin = Oldest(p, r), end = r.position + r.rows;
-    const bool split = cost > 2 * target && begin / kSpan != (end - 1) / kSpan;
-    for (int64_t head = 0; head < p.K; head += heads) {
-      Task task{r.sequence, r.row, r.rows, r.position, (int)head, (int)std::min(heads, p.K - head), begin, end, -1};
-      if (!split) {
-        tasks.push_back(task);
-        continue;
-      }
-      for (task.end = begin; task.end < end; floats += SoftmaxFloats(p, queries)) {
-        task.begin = task.end;
-        task.end = std::min((task.begin / kSpan + 1) * kSpan, end);
-        task.part = floats;
-        tasks.push_back(task);
-      }
-    }
-  }
-  return floats;
-}
-
-// A thread's own memory, kept from call to call, on a cache line.
-float* Scratch(std::vector<float>& buffer, int64_t floats) {
-  if ((int64_t)buffer.size() < floats + 16) buffer.resize(floats + 16);
-  return (float*)(((uintptr_t)buffer.data() + 63) / 64 * 64);
-}
-
-template <typename Q, typename Page>
-ffi::Error Serve(ffi::ThreadPool& pool, Problem p, int64_t isa) {
-  thread_local std::vector<Rows> own_blocks;
-  thread_local std::vector<Task> own_tasks;
-  thread_local std::vector<float> own_parts;
-  std::vector<Rows>& blocks = own_blocks;  // A thread_local's name would mean another one in the helpers.
-  std::vector<Task>& tasks = own_tasks;
-
-  const ffi::Error error = FindRows(p, std::max<int64_t>(kMaxQueries / (p.N / p.K), 1), blocks);
-  if (error.failure()) return error;
-  double cost = 0;
-  for (const Rows& r : blocks) cost += CostOfHead(p, r) * p.K;
-  const int64_t threads = cost < kShareCost ? 1 : pool.num_threads();
-  const double target = threads > 1 ? std::max(cost / (4.0 * threads), kTaskCost) : cost;
-  p.parts = Scratch(own_parts, PlanTasks(p, blocks, target, tasks));
-
-  // Every new key must be in place before any row looks. Shared even where it is little: the other
-  // threads are then awake when the tasks come.
-  flexjax::ParallelFor(pool, threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, blocks[i]); });
-  const Body body = Pick<Q, Page>(isa);
-  flexjax::ParallelFor(pool, threads, (int64_t)tasks.size(), [&](int64_t i) {
-    thread_local std::vector<float> own_scratch;
-    body.attend(p, tasks[i], Scratch(own_scratch, ScratchFloats(p, tasks[i])));
-  });
-  for (size_t i = 0, end; i < tasks.size(); i = end) {
-    for (end = i + 1; tasks[i].part >= 0 && end < tasks.size() && SameRows(tasks[i], tasks[end]);) ++end;
-    if (tasks[i].part >= 0) body.join(p, &tasks[i], (int)(end - i));
-  }
-  const int64_t live = p.query_starts[p.B], row = p.N * p.H * sizeof(Q);
-  memset((char*)p.out + live * row, 0, (p.T - live) * row);
-  return ffi::Error::Success();
-}
 
 using Ints = ffi::Buffer<ffi::S32>;
 
@@ -254,9 +28,13 @@ ffi::Error RaggedPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::Any
   p.B = page_table.dimensions()[0], p.P = page_table.dimensions()[1];
   p.scale = scale, p.softcap = softcap, p.kv_scale = kv_scale, p.window = (int)window;
 
+  const auto parallel = [&](int64_t threads, int64_t n, const auto& f) { flexjax::ParallelFor(pool, threads, n, f); };
   const auto serve = [&](auto page) {
     using Page = decltype(page);
-    return q.element_type() == ffi::F32 ? Serve<float, Page>(pool, p, isa) : Serve<Bf16, Page>(pool, p, isa);
+    const int64_t threads = pool.num_threads();
+    const std::string wrong = q.element_type() == ffi::F32 ? Serve<float, Page>(p, isa, threads, parallel)
+                                                           : Serve<Bf16, Page>(p, isa, threads, parallel);
+    return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
   };
   switch (pages.element_type()) {
     case ffi::F32: return serve(float{});

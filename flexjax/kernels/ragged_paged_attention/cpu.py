@@ -14,7 +14,7 @@ from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype
 TARGET = "flexjax_ragged_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
 PAGE_DTYPES = ("float32", "bfloat16", "int8")
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # The best that the processor has, up to the one asked for.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def ragged_paged_attention(
     softcap: float | None = None,
     max_query_len: int,
     kv_scale: float | None = None,
-    instruction_set: str = "avx512",
+    instruction_set: str = "amx",
 ) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
     and whether its sequence came whole, in chunks or token by token."""

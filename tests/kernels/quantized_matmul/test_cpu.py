@@ -157,6 +157,7 @@ def test_nothing_is_read_or_written_out_of_place(tmp_path):
     """On all shapes, odd sizes and unaligned addresses, under the address and undefined-behaviour sanitizers."""
     program = tmp_path / "sanitized"
     flags = ["-std=c++17", "-O1", "-w", "-fsanitize=address,undefined", "-fno-sanitize=alignment"]
+    flags += ["-DFLEXJAX_CHECK_TILES"]
     built = subprocess.run(
         [str(COMPILER), *flags, f"-I{KERNELS}", str(HERE / "sanitized.cc"), "-o", str(program)],
         capture_output=True, text=True, check=False,
