@@ -100,7 +100,7 @@ def host(spec: ArgSpec):
 
 def through_tiles(spec: ArgSpec) -> bool:
     """Whether the C++ may serve it through AMX, where the processor has it."""
-    return spec.dtype == "bfloat16" and spec.page_dtype != "float32"
+    return spec.dtype == "bfloat16" and spec.page_dtype in (None, "bfloat16", "int8")
 
 
 @functools.cache
@@ -196,9 +196,7 @@ def in_chunks(spec: ArgSpec, body: str, chunks: tuple[int, ...]):
         part = slice(done, done + rows)
         done += rows
         starts, length = np.array([0, rows], np.int32), np.array([done], np.int32)
-        out, pages = call(
-            spec, body, (q[part], k[part], v[part], pages, starts, length, table), max_query_len=rows, **options
-        )
+        out, pages = call(spec, body, (q[part], k[part], v[part], pages, starts, length, table), max_query_len=rows)
         outs.append(np.asarray(out))
     return np.concatenate(outs), pages
 
