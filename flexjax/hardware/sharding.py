@@ -53,6 +53,7 @@ TABLE: Mapping[str, tuple[Rule, Rule]] = {
     "kv_heads": (_HEADS, _HEADS),
     "head_dim": (WHOLE, WHOLE),
     "mlp": (_TENSOR, _TENSOR),
+    "inner": (_HEADS, _HEADS),  # Channels of a recurrent layer, head after head where it has heads.
     "position": (WHOLE, WHOLE),
     "expert": (_EXPERT, _EXPERT),
     "layers": (WHOLE, _over("stage")),  # Of stacked layers.

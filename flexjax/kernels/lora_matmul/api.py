@@ -1,10 +1,14 @@
 """Gathered LoRA matmul: the contract, and which body serves it."""
 
+import functools
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flexjax.kernels import registry
 from flexjax.kernels.lora_matmul import base, pallas_tpu, xla
 from flexjax.kernels.lora_matmul.rows import AdapterRows
+from flexjax.kernels.over_axis import over_axis, parts, sum_over_axis
 
 OP = "lora_matmul"
 BODIES = {
@@ -25,6 +29,7 @@ def lora_matmul(
     b: Float[Array, "A R F"],
     rows: AdapterRows,
     *,
+    axes: tuple[str | None, str | None] = (None, None),
     body: str | None = None,
 ) -> Float[Array, "T F"]:
     """The rows of a projection, each with its own adapter's change added. Equivalent, for every row t, to
@@ -35,12 +40,16 @@ def lora_matmul(
 
     with sums and result in float32. `h` is rounded because the published layers round between their two matrices.
 
+    On a mesh (`jax.set_mesh`) every device computes the outputs that it holds, or where those are whole, what the
+    inputs that it holds add, of which `h` is then rounded before devices are summed.
+
     Args:
       y: float32, what the projection itself gives.
       x: the rows that went into it, in the adapters' dtype (bfloat16 or float32).
       a, b: all adapters side by side: PEFT's `lora_A.weight`, and `lora_B.weight` transposed, times alpha / R. Ranks
         below R are filled with zeros.
       rows: the adapter of each row, made once a step by `AdapterRows.of`.
+      axes: logical axes of the projection's inputs D and outputs F, by which a mesh splits a and b; None: whole.
       body: exactly this one of `BODIES`. By default the environment's, else the first of the platform's order
         that can serve; `flexjax.kernels.bodies_used` tells which did and why.
 
@@ -49,7 +58,12 @@ def lora_matmul(
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
     _check(y, x, a, b, rows)
-    return registry.serve(OP, BODIES, ORDER.get(registry.platform(), ANYWHERE), body, y, x, a, b, rows)
+    serve = functools.partial(registry.serve, OP, BODIES, ORDER.get(registry.platform(), ANYWHERE), body)
+    (inputs, D), (outputs, F) = (axes[0], x.shape[1]), (axes[1], y.shape[1])
+    if parts(inputs, D) > 1 and parts(outputs, F) == 1:
+        # Added where it is summed, so that XLA can sum it over devices together with the projection itself.
+        return y + sum_over_axis(serve, inputs, D, (jnp.zeros_like(y), x, a, b, rows), (None, 1, 2, None, None))
+    return over_axis(serve, outputs, F, (y, x, a, b, rows), (1, None, None, 2, None), 1)
 
 
 def _check(y, x, a, b, rows: AdapterRows) -> None:

@@ -11,7 +11,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from flexjax.kernels import registry
 from flexjax.kernels.lora_matmul.rows import AdapterRows
 
 LANES = 128  # Of a vector register, and columns of a matrix unit.
@@ -38,7 +37,6 @@ def _refuse(x: Array, a: Array) -> None:
     R, tile = a.shape[1], 8 * 4 // x.dtype.itemsize  # Rows of the tile that arrays are made of.
     if R % tile:
         raise NotImplementedError(f"rank {R} is no multiple of {tile}, the rows of a tile in {x.dtype.name}")
-    registry.refuse_mesh()
 
 
 def _shrink(

@@ -14,7 +14,6 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float
 
-from flexjax.kernels import registry
 from flexjax.kernels.lora_matmul.rows import AdapterRows
 
 DECODE_ROWS = 64  # Up to so many rows, blocks of rows are as small as the tensor cores take.
@@ -32,7 +31,6 @@ def lora_matmul(
     rows: AdapterRows,
 ) -> Float[Array, "T F"]:
     """The contract of `api.py`."""
-    registry.refuse_mesh()
     (T, D), R, F = x.shape, a.shape[1], y.shape[1]
     parts, block_t = triton.cdiv(D, PART_D), 16 if T <= DECODE_ROWS else 32
     sizes = dict(T=T, R=R, RANK=max(16, triton.next_power_of_2(R)), BLOCK_T=block_t)

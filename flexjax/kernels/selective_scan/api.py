@@ -1,8 +1,11 @@
 """Selective scan: the contract, and which body serves it."""
 
+import functools
+
 from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels import recurrent, registry
+from flexjax.kernels.over_axis import over_axis
 from flexjax.kernels.selective_scan import base, pallas_tpu, xla
 
 OP, DENSE_OP = "selective_scan", "selective_scan_dense"
@@ -56,6 +59,8 @@ def selective_scan(
     A and states are `[N, D]` where the published ones are `[D, N]`: channels fill the lanes of a TPU. skip is the
     published D.
 
+    On a mesh (`jax.set_mesh`) every device computes the channels that it holds (the logical axis "inner").
+
     Args:
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
       body: exactly this one of `BODIES`; by default the environment's, else the first of the platform's order that can
@@ -72,7 +77,9 @@ def selective_scan(
     recurrent.check_batch(states, query_starts, state_slots, fresh, max_query_len, A.shape)
     arguments = (x, dt, A, B, C, skip, dt_bias, z, states, query_starts, state_slots, fresh)
     order = ORDER.get(registry.platform(), ANYWHERE)
-    return registry.serve(OP, BODIES, order, body, *arguments, max_query_len=max_query_len)
+    serve = functools.partial(registry.serve, OP, BODIES, order, body, max_query_len=max_query_len)
+    places = (1, 1, 1, None, None, 0, 0, None if z is None else 1, 2, None, None, None)
+    return over_axis(serve, "inner", x.shape[1], arguments, places, (1, 2))
 
 
 def selective_scan_dense(

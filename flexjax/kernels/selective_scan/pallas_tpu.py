@@ -15,7 +15,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
 from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
 
 BLOCK_ROWS = 64
@@ -90,7 +89,6 @@ def selective_scan(
 
 
 def _refuse(x: Array, A: Array, states: Array) -> None:
-    registry.refuse_mesh()
     N, D = A.shape
     if D % LANES or N % SUBLANES:
         raise NotImplementedError(

@@ -12,8 +12,6 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
-
 CHUNK = 16  # Rows at a time.
 BLOCK_D = 32  # Channels of one program.
 OPTIONS: dict[str, Any] = dict(num_warps=8, num_stages=1, backend_options={"enable_fp_fusion": True})
@@ -36,7 +34,6 @@ def selective_scan(
     max_query_len: int,
 ) -> tuple[Float[Array, "T D"], Float[Array, "slots N D"]]:
     """The contract of `api.py`, without gradients."""
-    registry.refuse_mesh()
     D, N, num_sequences = x.shape[1], A.shape[0], state_slots.shape[0]
     pool, out = jax.new_ref(states), jax.new_ref(jnp.zeros_like(x))  # Zeros: no program comes by padding.
     jax_triton.triton_call(

@@ -1,8 +1,11 @@
 """Short causal convolution: the contract, and which body serves it."""
 
+import functools
+
 from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels import recurrent, registry
+from flexjax.kernels.over_axis import over_axis
 from flexjax.kernels.short_convolution import base, pallas_tpu, xla
 
 OP, DENSE_OP = "short_convolution", "short_convolution_dense"
@@ -50,6 +53,8 @@ def short_convolution(
 
     The published depthwise weight, `[D, 1, W]`, is the transpose: `weight[w, d] = published[d, 0, w]`.
 
+    On a mesh (`jax.set_mesh`) every device computes the channels that it holds (the logical axis "inner").
+
     Args:
       states: in x's dtype.
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
@@ -65,7 +70,9 @@ def short_convolution(
         raise ValueError(f"states hold inputs and must have x's dtype; x is {x.dtype}, states are {states.dtype}.")
     order = ORDER.get(registry.platform(), ANYWHERE)
     arguments = (x, weight, bias, states, query_starts, state_slots, fresh)
-    return registry.serve(OP, BODIES, order, body, *arguments, silu=silu, max_query_len=max_query_len)
+    serve = functools.partial(registry.serve, OP, BODIES, order, body, silu=silu, max_query_len=max_query_len)
+    places = (1, 1, None if bias is None else 0, 2, None, None, None)
+    return over_axis(serve, "inner", x.shape[1], arguments, places, (1, 2))
 
 
 def short_convolution_dense(

@@ -13,7 +13,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
 from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
 
 BLOCK_ROWS = 128
@@ -70,7 +69,6 @@ def short_convolution(
 
 
 def _refuse(x: Array, weight: Array) -> None:
-    registry.refuse_mesh()
     if x.shape[1] % LANES:
         raise NotImplementedError(f"{x.shape[1]} channels; a multiple of {LANES}, the lanes of a register, is served")
     if weight.shape[0] > SUBLANES:

@@ -12,7 +12,6 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
 from flexjax.kernels.recurrent import rows_of
 
 BLOCK_T = 16  # Rows of one program.
@@ -33,7 +32,6 @@ def short_convolution(
     max_query_len: int,
 ) -> tuple[Float[Array, "T D"], Float[Array, "slots W D"]]:
     """The contract of `api.py`, without gradients."""
-    registry.refuse_mesh()
     (T, D), W, num_sequences = x.shape, weight.shape[0], state_slots.shape[0]
     rows = rows_of(T, states.shape[0], query_starts, state_slots, fresh)
     # −1: zeros come before the sequence; −2: padding.

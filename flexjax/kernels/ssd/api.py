@@ -1,8 +1,12 @@
 """SSD: the contract, and which body serves it."""
 
+import functools
+import math
+
 from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels import recurrent, registry
+from flexjax.kernels.over_axis import copied, over_axis, parts
 from flexjax.kernels.ssd import base, pallas_tpu, xla
 
 OP, DENSE_OP = "ssd", "ssd_dense"
@@ -51,6 +55,8 @@ def ssd(
     dt is the step itself, after bias, softplus and limits. States are `[N, D]` where the published ones are
     `[H, P, N]`: channels fill the lanes of a TPU. skip is the published D; the gate z is left to the norm that follows.
 
+    On a mesh (`jax.set_mesh`) every device computes the channels that it holds (the logical axis "inner").
+
     Args:
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
       body: exactly this one of `BODIES`; by default the environment's, else the first of the platform's order that can
@@ -64,9 +70,14 @@ def ssd(
     """
     _check(x, dt, A, B, C, skip)
     recurrent.check_batch(states, query_starts, state_slots, fresh, max_query_len, (B.shape[-1], x.shape[-1]))
+    devices, (_, H), (_, G, _) = parts("inner", x.shape[1]), dt.shape, B.shape
+    # A head that several devices share is as many narrower heads, and a group of heads as many smaller groups.
+    dt, A, skip = (copied(a, a.ndim - 1, devices // math.gcd(H, devices)) for a in (dt, A, skip))
+    B, C = (copied(a, 1, devices // math.gcd(G, devices)) for a in (B, C))
     arguments = (x, dt, A, B, C, skip, states, query_starts, state_slots, fresh)
     order = ORDER.get(registry.platform(), ANYWHERE)
-    return registry.serve(OP, BODIES, order, body, *arguments, max_query_len=max_query_len)
+    serve = functools.partial(registry.serve, OP, BODIES, order, body, max_query_len=max_query_len)
+    return over_axis(serve, "inner", x.shape[1], arguments, (1, 1, 0, 1, 1, 0, 2, None, None, None), (1, 2))
 
 
 def ssd_dense(

@@ -15,7 +15,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
 from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
 
 LANES, SUBLANES = 128, 8  # Of a vector register.
@@ -78,7 +77,6 @@ def ssd(
 
 
 def _refuse(x: Array, A: Array, B: Array, states: Array) -> None:
-    registry.refuse_mesh()
     (_, D), (H,), (_, G, N) = x.shape, A.shape, B.shape
     if LANES % (D // H) or (D // G) % LANES:
         raise NotImplementedError(

@@ -13,8 +13,6 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels import registry
-
 CHUNK = 32  # Rows at a time,
 FLOAT32_CHUNK = 16  # and in float32, whose products take three passes; even so some registers spill.
 BLOCK_P = 32  # Channels of one program.
@@ -36,7 +34,6 @@ def ssd(
     max_query_len: int,
 ) -> tuple[Float[Array, "T D"], Float[Array, "slots N D"]]:
     """The contract of `api.py`, without gradients."""
-    registry.refuse_mesh()
     D, (H,), (_, G, N), num_sequences = x.shape[1], A.shape, B.shape, state_slots.shape[0]
     pool, out = jax.new_ref(states), jax.new_ref(jnp.zeros_like(x))  # Zeros: no program comes by padding.
     jax_triton.triton_call(

@@ -50,11 +50,3 @@ def test_ranks_fill_tiles(dtype: str, tile: int):
     y, x, a, b, rows = ArgSpec(D=128, F=128, R=12, A=2, rows=((0, 2),), dtype=dtype).arguments()
     with pytest.raises(NotImplementedError, match=f"rank 12 is no multiple of {tile}"):
         pallas_tpu.lora_matmul(y, x, a, b, rows)
-
-
-def test_a_mesh_of_several_devices_is_refused():
-    device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((2,), ("tensor",), abstract_device=device)
-    arguments = abstract(ARG_SPECS["rank_64"])
-    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="not split over 2 devices"):
-        jax.eval_shape(pallas_tpu.lora_matmul, *arguments)
