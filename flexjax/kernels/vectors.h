@@ -35,6 +35,10 @@ struct Int8 {
   int8_t value;
 };
 
+struct Float8 {  // float8_e4m3fn
+  uint8_t bits;
+};
+
 inline float ToFloat(Bf16 x) {
   const uint32_t bits = (uint32_t)x.bits << 16;
   float value;
@@ -48,6 +52,20 @@ INLINE void Narrow(float x, Bf16* to) {  // To nearest, ties to even; NaN stays 
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   to->bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+INLINE void Narrow(float x, Float8* to) {  // The same; past the largest, 448, that.
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits >> 31 << 7, size = bits & 0x7fffffff;
+  const float magnitude = x < 0 ? -x : x;
+  uint32_t code = 0x7f;  // NaN
+  if (magnitude >= 448.0f)
+    code = 0x7e;
+  else if (magnitude >= 0x1p-6f)
+    code = ((size + 0x7ffff + ((size >> 20) & 1)) >> 20) - (120 << 3);
+  else if (x == x)  // Steps of 2**-9: adding 1.5 * 2**23 leaves their number in the low bits.
+    code = (uint32_t)(magnitude * 0x1p9f + 12582912.0f - 12582912.0f);
+  to->bits = (uint8_t)(sign | code);
 }
 
 }  // namespace

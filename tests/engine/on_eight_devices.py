@@ -70,7 +70,7 @@ def copied(pages, copies: int):
 
 
 @pytest.mark.parametrize("heads", [(8, 4), (8, 2), (3, 3), (6, 2)], ids=["split", "shared", "whole", "scales_divide"])
-@pytest.mark.parametrize(("body", "form"), [("xla", "float32"), ("cpu", "float32"), ("xla", "int4")])
+@pytest.mark.parametrize(("body", "form"), [("xla", "float32"), ("cpu", "float32"), ("xla", "int4"), ("cpu", "int4")])
 def test_attention_over_four_devices_equals_one(body: str, form: str, heads: tuple[int, int]):
     """Of (6, 2) heads the four rows of scales divide by the devices, and the two that they belong to do not."""
     N, K = heads

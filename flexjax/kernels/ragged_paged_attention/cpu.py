@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name
 
-TARGET = "flexjax_ragged_paged_attention"
+TARGET, INT4_TARGET = "flexjax_ragged_paged_attention", "flexjax_int4_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
-PAGE_DTYPES = ("float32", "bfloat16", "int8")
+PAGE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "int4")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
 
 
@@ -21,8 +22,9 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the pr
 def _register() -> None:
     if not LIBRARY.is_file():
         raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
-    handler = getattr(ctypes.cdll.LoadLibrary(str(LIBRARY)), TARGET)
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
+    for target in (TARGET, INT4_TARGET):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
 
 
 def ragged_paged_attention(
@@ -46,26 +48,28 @@ def ragged_paged_attention(
     del max_query_len  # Rows are counted at run time.
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"q is {q.dtype.name}; float32 and bfloat16 are built")
-    if isinstance(kv_pages, Int4Pages) or kv_pages.dtype.name not in PAGE_DTYPES:
+    if dtype_name(kv_pages) not in PAGE_DTYPES:
         raise NotImplementedError(f"kv_pages is {dtype_name(kv_pages)}; {', '.join(PAGE_DTYPES)} are built")
     _register()
+    pages = jax.tree.leaves(kv_pages)
     call = jax.ffi.ffi_call(
-        TARGET,
-        (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype)),
-        input_output_aliases={3: 1},
+        INT4_TARGET if isinstance(kv_pages, Int4Pages) else TARGET,
+        [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *pages)],
+        input_output_aliases={3 + i: 1 + i for i in range(len(pages))},
     )
-    out, kv_pages = call(
+    options: dict[str, Any] = {} if isinstance(kv_pages, Int4Pages) else {"kv_scale": np.float32(kv_scale or 1)}
+    out, *pages = call(
         q,
         k.astype(q.dtype),
         v.astype(q.dtype),
-        kv_pages,
+        *pages,
         query_starts,
         kv_lengths,
         page_table,
         scale=np.float32(scale),
         softcap=np.float32(softcap or 0),
-        kv_scale=np.float32(kv_scale or 1),
         window=np.int64(window or 0),
         isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
+        **options,
     )
-    return out, kv_pages
+    return out, jax.tree.unflatten(jax.tree.structure(kv_pages), pages)

@@ -27,13 +27,18 @@ constexpr int kBlockQueries = 32; // of which so many are multiplied at once
 constexpr int kFewQueries = 4;    // up to so many read the tokens in place
 constexpr float kNoScore = -1e30f;
 
+struct Int4 {  // A channel of a token: the key in the lower four bits, the value in the upper four.
+  int8_t both;
+};
+
 struct Problem {
   const void *q, *k, *v;  // [T, N, H], [T, K, H], [T, K, H]
-  void *pages, *out;      // [num_pages, page_size, K, 2, H], [T, N, H]
+  void *pages, *out;      // [num_pages, page_size, K, 2, H] or of int4 [num_pages, K, page_size, H]; [T, N, H]
+  Bf16* scales;           // Of int4 pages: [num_pages, K, 2, page_size].
   const int32_t *query_starts, *kv_lengths, *page_table;  // [B + 1], [B], [B, P]
   int64_t T, N, K, H, B, P, page_size, num_pages;
   float scale, softcap;  // softcap 0: none
-  float kv_scale;        // Of int8 pages; 1 for others.
+  float kv_scale;        // Of int8 and float8 pages; 1 for others.
   int window;            // 0: none
   float* parts;          // Unfinished softmaxes of tasks that share rows.
 };
@@ -130,7 +135,7 @@ template <typename Q, typename Page>
 Body Pick(int64_t wanted) {
 #if defined(__x86_64__)
   const InstructionSet isa = Best(wanted);
-  if constexpr (std::is_same_v<Q, Bf16> && !std::is_same_v<Page, float>)
+  if constexpr (std::is_same_v<Q, Bf16> && !std::is_same_v<Page, float> && !std::is_same_v<Page, Int4>)
     if (isa == kAmx) return {avx512::AttendTiles<Page>, avx512::JoinTiles, TileScratchFloats, kTileQueries};
   if (isa >= kAvx512) return {avx512::Attend<Q, Page>, avx512::Join<Q, Page>, ScratchFloats, kMaxQueries};
   if (isa == kAvx2) return {avx2::Attend<Q, Page>, avx2::Join<Q, Page>, ScratchFloats, kMaxQueries};
@@ -146,11 +151,39 @@ struct Rows {  // Consecutive rows of one sequence.
   int sequence, row, rows, position;
 };
 
+// A token's key and value of one head, each as its nearest multiples of a seventh of its largest element.
+template <typename Q>
+void WriteInt4(const Q* key, const Q* value, int64_t H, Int4* to, Bf16* key_scale, Bf16* value_scale) {
+  float inverse[2] = {0, 0};
+  for (int part = 0; part < 2; ++part) {
+    const Q* x = part ? value : key;
+    Bf16* scale = part ? value_scale : key_scale;
+    float largest = 0;
+    for (int64_t c = 0; c < H; ++c) largest = std::max(largest, std::fabs(ToFloat(x[c])));
+    Narrow(largest * (float)(1.0 / 7), scale);
+    if (ToFloat(*scale) > 0) inverse[part] = 1 / ToFloat(*scale);
+  }
+  const auto whole = [](float x) { return (int)std::nearbyintf(std::clamp(x, -7.0f, 7.0f)); };
+  for (int64_t c = 0; c < H; ++c) {
+    const int low = whole(ToFloat(key[c]) * inverse[0]), high = whole(ToFloat(value[c]) * inverse[1]);
+    to[c].both = (int8_t)(high * 16 + (low & 15));
+  }
+}
+
 template <typename Q, typename Page>
 void WriteNew(const Problem& p, const Rows& r) {
   for (int i = 0; i < r.rows; ++i) {
     const int64_t position = r.position + i, from = (int64_t)(r.row + i) * p.K * p.H;
     const int64_t page = p.page_table[r.sequence * p.P + position / p.page_size];
+    if constexpr (std::is_same_v<Page, Int4>) {
+      for (int64_t head = 0; head < p.K; ++head) {
+        const int64_t at = (page * p.K + head) * p.page_size, x = from + head * p.H, slot = position % p.page_size;
+        Bf16* scale = p.scales + 2 * at + slot;
+        WriteInt4((const Q*)p.k + x, (const Q*)p.v + x, p.H, (Int4*)p.pages + (at + slot) * p.H, scale,
+                  scale + p.page_size);
+      }
+      continue;
+    }
     Page* to = (Page*)p.pages + (page * p.page_size + position % p.page_size) * p.K * 2 * p.H;
     for (int64_t head = 0; head < p.K; ++head)
       for (const void* source : {p.k, p.v}) {
@@ -160,7 +193,9 @@ void WriteNew(const Problem& p, const Rows& r) {
         } else if constexpr (std::is_same_v<Page, Int8>) {
           for (int64_t c = 0; c < p.H; ++c)
             to[c].value = (int8_t)std::nearbyintf(std::clamp(ToFloat(x[c]) / p.kv_scale, -127.0f, 127.0f));
-        } else {
+        } else if constexpr (std::is_same_v<Page, Float8>) {
+          for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]) / p.kv_scale, to + c);
+        } else if constexpr (!std::is_same_v<Page, Int4>) {
           for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]), to + c);
         }
         to += p.H;

@@ -42,8 +42,10 @@ std::string Run(Problem p, int64_t isa, const std::vector<Sequence>& sequences) 
       table.data()[b * p.P + i] = i * p.page_size < sequences[b].total ? (int32_t)--last : -1;
   }
   Elements<Q> q(p.T * p.N * p.H), k(p.T * p.K * p.H), v(p.T * p.K * p.H), out(p.T * p.N * p.H);
-  Elements<Page> pages(p.num_pages * p.page_size * p.K * 2 * p.H);
-  p.q = q.data(), p.k = k.data(), p.v = v.data(), p.pages = pages.data(), p.out = out.data();
+  constexpr bool int4 = std::is_same_v<Page, Int4>;
+  Elements<Page> pages(p.num_pages * p.page_size * p.K * (int4 ? 1 : 2) * p.H);
+  Elements<Bf16> scales(int4 ? p.num_pages * p.K * 2 * p.page_size : 0);
+  p.q = q.data(), p.k = k.data(), p.v = v.data(), p.pages = pages.data(), p.scales = scales.data(), p.out = out.data();
   p.query_starts = starts.data(), p.kv_lengths = lengths.data(), p.page_table = table.data();
   return Serve<Q, Page>(p, isa, 3, [](int64_t, int64_t n, const auto& f) {
     for (int64_t i = n; i-- > 0;) f(i);  // In another order than threads would take.
@@ -54,7 +56,9 @@ template <typename Q>
 std::string RunPages(const Problem& p, int64_t isa, long page, const std::vector<Sequence>& sequences) {
   if (page == 0) return Run<Q, float>(p, isa, sequences);
   if (page == 1) return Run<Q, Bf16>(p, isa, sequences);
-  return Run<Q, Int8>(p, isa, sequences);
+  if (page == 2) return Run<Q, Int8>(p, isa, sequences);
+  if (page == 3) return Run<Q, Float8>(p, isa, sequences);
+  return Run<Q, Int4>(p, isa, sequences);
 }
 
 }  // namespace
@@ -66,7 +70,7 @@ int main() {
                &B) == 10) {
     Problem p{};
     p.N = N, p.K = K, p.H = H, p.page_size = page_size, p.window = (int)window, p.softcap = (float)softcap;
-    p.scale = 0.1f, p.kv_scale = page == 2 ? 0.03f : 1.0f;
+    p.scale = 0.1f, p.kv_scale = page == 2 || page == 3 ? 0.03f : 1.0f;
     std::vector<Sequence> sequences(B);
     for (Sequence& s : sequences)
       if (scanf("%d %d", &s.rows, &s.total) != 2) return 1;

@@ -23,7 +23,6 @@ ODD = [
 
 def sanitized_lines() -> list[str]:
     specs = [(s, s.dtype, s.page_dtype or s.dtype) for s in ARG_SPECS.values()]
-    specs = [spec for spec in specs if spec[2] in cpu.PAGE_DTYPES]
     specs += [(s, dtype, page) for s in ODD for dtype in ("float32", "bfloat16") for page in cpu.PAGE_DTYPES]
     found = []
     for s, dtype, page in specs:
