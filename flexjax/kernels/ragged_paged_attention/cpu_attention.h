@@ -74,7 +74,7 @@ int64_t TileScratchFloats(const Problem& p, const Task& t) {
   const int64_t queries = t.rows * (p.N / p.K), H = PaddedH(p), block = std::min<int64_t>(queries, kBlockQueries);
   const int64_t tokens = SpanTokens(t) * H + kTile * H + H / 2;
   return std::max<int64_t>(queries, kFewQueries) * H / 2 + block * (kSpan + 16) + tokens + SoftmaxFloats(p, queries) +
-         SoftmaxFloats(p, block) + 8 * 16;
+         SoftmaxFloats(p, block) + 2 * kSpan + 10 * 16;
 }
 
 struct Body {
@@ -135,7 +135,7 @@ template <typename Q, typename Page>
 Body Pick(int64_t wanted) {
 #if defined(__x86_64__)
   const InstructionSet isa = Best(wanted);
-  if constexpr (std::is_same_v<Q, Bf16> && !std::is_same_v<Page, float> && !std::is_same_v<Page, Int4>)
+  if constexpr (std::is_same_v<Q, Bf16> && !std::is_same_v<Page, float>)
     if (isa == kAmx) return {avx512::AttendTiles<Page>, avx512::JoinTiles, TileScratchFloats, kTileQueries};
   if (isa >= kAvx512) return {avx512::Attend<Q, Page>, avx512::Join<Q, Page>, ScratchFloats, kMaxQueries};
   if (isa == kAvx2) return {avx2::Attend<Q, Page>, avx2::Join<Q, Page>, ScratchFloats, kMaxQueries};
