@@ -83,6 +83,13 @@ class Instruction:
         parts = [part for part in found[1].split("/") if part not in loops] if found else []
         return "/".join(parts[-2:]) or self.name
 
+    @property
+    def kernel(self) -> str:
+        """The name of a custom call that runs a kernel: its own, or where it has none that of the op around it."""
+        own, found = self.name.split(".")[0], re.search(r'op_name="([^"]*)"', self.attributes)
+        *scopes, primitive = found[1].split("/") if found else [""]
+        return scopes[-1] if primitive == own and scopes else own
+
     def called(self, role: str) -> str:
         """The computation that an attribute names: body, condition, calls, …"""
         found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)

@@ -114,7 +114,7 @@ class _Reader:
             buffers = [buffer for each in (*sources, i) for buffer in each.buffers]
             free = sum(buffer.nbytes - buffer.hbm_bytes for buffer in buffers)
             traffic = max(0, declared - free)
-            return Op(i.name, "kernel", i.name.split(".")[0], turns, traffic, i.setting("flops") or 0, None)
+            return Op(i.name, "kernel", i.kernel, turns, traffic, i.setting("flops") or 0, None)
         traffic, cycles = self._traffic(i, sources), i.setting("estimated_cycles")
         if opcode in COLLECTIVES:
             sent = sum(s.nbytes for s in sources)

@@ -101,7 +101,8 @@ def serve(
     passed_over: list[tuple[str, str]] = []
     for name in (body,) if body else order:
         try:
-            result = bodies[name](*args, **kwargs)
+            with jax.named_scope(op):  # By which a compiled program tells one op's kernels from another's.
+                result = bodies[name](*args, **kwargs)
         except NotImplementedError as error:
             passed_over.append((name, str(error)))
             continue

@@ -10,5 +10,4 @@ from flexjax.quantize.table import table_operand as table_operand
 from flexjax.quantize.weights import FORMATS as FORMATS
 from flexjax.quantize.weights import QuantizedWeight as QuantizedWeight
 from flexjax.quantize.weights import Weight as Weight
-from flexjax.quantize.weights import operand as operand
 from flexjax.quantize.weights import quantize_weights as quantize_weights

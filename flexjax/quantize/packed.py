@@ -112,13 +112,7 @@ def _row(bias: nnx.Param | None) -> np.ndarray | None:
 
 def _matrix(weight: Weight) -> tuple[np.ndarray, np.ndarray | None]:
     """The [D, F] matrix of a projection, on the host, and its scales."""
-    quantized = isinstance(weight, QuantizedWeight)
-    values = weight.values if quantized else weight
-    summed = weight.summed if quantized else weight.get_metadata("summed")
-    inputs = math.prod(values.shape[:summed])
-    matrix = np.asarray(values[...]).reshape(inputs, -1)
-    if not quantized:
-        return matrix, None
-    scale = np.asarray(weight.scale[...])
-    groups = scale.ndim - (len(values.shape) - summed)
-    return matrix, scale.reshape(*scale.shape[:groups], -1)
+    if isinstance(weight, QuantizedWeight):
+        return np.asarray(weight.values[...]), np.asarray(weight.scale[...])
+    inputs = math.prod(weight.shape[: weight.get_metadata("summed")])
+    return np.asarray(weight[...]).reshape(inputs, -1), None

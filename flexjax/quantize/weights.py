@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int
 
+from flexjax.kernels.quantized_matmul import quantized_matmul
 from flexjax.quantize.table import QuantizedTable
 
 
@@ -34,9 +35,12 @@ FORMATS = {"int8": Format(jnp.int8, 8, None), "int4": Format(jnp.int4, 4, 32)}
 class QuantizedWeight(nnx.Module):
     """One projection: the weight is about `values * scale`, within half a scale everywhere.
 
-    Invariants: `values` has the weight's shape and axes. `scale` has the output axes; before them, in a format with
-    groups, one axis of the groups of the flattened summed axes.
+    Invariants: `values` is the weight as the matrix that it is multiplied as, its summed axes flattened into one and
+    its output axes into another. `scale` has the latter; before it, in a format with groups, one axis of these. In a
+    loop over layers both are stacks with a leading axis, and `layer` says which of them this is.
     """
+
+    layer: Int[Array, ""] | None
 
     def __init__(self, weight: nnx.Param, name: str):
         form, summed, axes = FORMATS[name], weight.get_metadata("summed"), weight.get_metadata("axes")
@@ -48,22 +52,16 @@ class QuantizedWeight(nnx.Module):
                 f"{list(weight.shape)} {axes} do not divide. Choose int8, which has one scale a channel."
             )
         values, scale = _round(weight[...].reshape(inputs // group, group, -1), form)
-        kept = () if form.group is None else (inputs // group,)
-        kept_axes = () if form.group is None else axes[:1]
-        self.values = nnx.Param(values.reshape(weight.shape), axes=axes)
-        self.scale = nnx.Param(scale.reshape(*kept, *outputs), axes=(*kept_axes, *axes[summed:]))
-        self.summed = summed
+        self.outputs, self.axes, self.layer = outputs, (axes[0], axes[summed]), None
+        self.values = nnx.Param(values.reshape(inputs, -1), axes=self.axes)
+        grouped = form.group is not None
+        self.scale = nnx.Param(scale if grouped else scale[0], axes=self.axes if grouped else self.axes[1:])
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.values.ndim
-
-    def get_metadata(self, name: str) -> Any:
-        return self.values.get_metadata(name)
+    def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "..."]:
+        """`x @ weight`, float32, with the weight's output axes; on a mesh by the parts of the weight."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = quantized_matmul(rows, self.values[...], self.scale[...], axes=self.axes, layer=self.layer)
+        return y.reshape(*x.shape[:-1], *self.outputs)
 
 
 Weight = nnx.Param | QuantizedWeight
@@ -85,21 +83,6 @@ def quantize_weights[T](model: T, name: str) -> T:
                 holder, str(path[-1]), QuantizedWeight(parameter, name) if projection else QuantizedTable(parameter)
             )
     return model
-
-
-def operand(weight: Weight, summed: int, dtype: Any) -> tuple[Shaped[Array, "I O"], Float[Array, "O"] | None]:
-    """The weight as the matrix to multiply with, over `summed` leading axes, and the scale of its output channels.
-
-    The matrix is in `dtype`, or in a type that a product with `dtype` takes as it is; None scales nothing.
-    """
-    inputs = math.prod(weight.shape[:summed])
-    if not isinstance(weight, QuantizedWeight):
-        return weight[...].reshape(inputs, -1), None
-    values, scale = weight.values[...], weight.scale[...]
-    if scale.ndim == weight.ndim - summed:
-        return values.reshape(inputs, -1).astype(dtype), scale.reshape(-1)
-    groups = values.reshape(scale.shape[0], -1, math.prod(weight.shape[summed:])).astype(dtype)
-    return (groups * scale.reshape(scale.shape[0], 1, -1).astype(dtype)).reshape(inputs, -1), None
 
 
 def _round(groups: Float[Array, "G I O"], form: Format) -> tuple[Array, Float[Array, "G O"]]:

@@ -118,8 +118,7 @@ def print_training(console: Console, report: TrainReport, title: str) -> None:
 
 def static_seconds_at(report: StepReport, context: int) -> float:
     """Of the same decode step with another context: attention over the pages grows with it, nothing else does."""
-    kernels = report.kernel_seconds
-    return report.static_seconds - kernels + kernels * context / report.context
+    return report.static_seconds + report.attention_seconds * (context / report.context - 1)
 
 
 def plot(reports: Sequence[StepReport], budget: Budget, title: str) -> Figure:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
 from flexjax.hardware import aot, roofline
 from flexjax.kernels.ragged_paged_attention import xla
+from flexjax.kernels.ragged_paged_attention.api import OP as ATTENTION
 from flexjax.virtual.target import Target
 
 
@@ -45,9 +46,9 @@ class StepReport:
         return roofline.least_seconds(self.compiled.program, self.target.limits, self.weights + self.live_cache)
 
     @property
-    def kernel_seconds(self) -> float:
+    def attention_seconds(self) -> float:
         """Of the static time, that of attention over the pages, which grows with the context."""
-        ops = [op for op in self.compiled.program.ops if op.opcode == "kernel"]
+        ops = [op for op in self.compiled.program.ops if (op.opcode, op.label) == ("kernel", ATTENTION)]
         return sum(op.turns * roofline.op_seconds(op, self.target.limits) for op in ops)
 
     @property

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
 from flexjax.kernels.ragged_paged_attention import Int4Pages, one_pool, ragged_paged_attention
-from flexjax.quantize import QuantizedTable, Weight, operand, table_operand
+from flexjax.quantize import QuantizedTable, QuantizedWeight, Weight, table_operand
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
 from models.transformer.scan import Scan
@@ -73,24 +73,24 @@ def project(x: Float[Array, "*T D"], weight: Weight, bias: nnx.Param | None) -> 
     The dot is two-dimensional: with two output axes XLA's CPU backend takes twice the time. Its result
     stays float32 because what follows (activation, rope, residual) is computed there.
     """
-    matrix, scale = operand(weight, 1, x.dtype)
-    x = beside(x, weight, axis=0)
-    y = scaled(jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32), scale)
-    y = y.reshape(*x.shape[:-1], *weight.shape[1:])
+    if isinstance(weight, QuantizedWeight):
+        y = weight(x)
+    else:
+        x, matrix = beside(x, weight, axis=0), weight[...].reshape(weight.shape[0], -1)
+        y = jnp.einsum("...D,DO->...O", x, matrix, preferred_element_type=jnp.float32)
+        y = y.reshape(*x.shape[:-1], *weight.shape[1:])
     return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
 
 
 def project_heads(x: Float[Array, "*T N H"], weight: Weight, bias: nnx.Param | None) -> Float[Array, "*T D"]:
     """`project` of the heads side by side, for an `[N, H, D]` weight."""
-    matrix, scale = operand(weight, 2, x.dtype)
-    y = jnp.einsum("...O,OD->...D", x.reshape(*x.shape[:-2], -1), matrix, preferred_element_type=jnp.float32)
-    y = scaled(y, scale)
+    x = x.reshape(*x.shape[:-2], -1)
+    if isinstance(weight, QuantizedWeight):
+        y = weight(x)
+    else:
+        matrix = weight[...].reshape(-1, weight.shape[-1])
+        y = jnp.einsum("...O,OD->...D", x, matrix, preferred_element_type=jnp.float32)
     return y if bias is None else y + jnp.broadcast_to(bias[...].astype(jnp.float32), y.shape)
-
-
-def scaled(y: Float[Array, "*T O"], scale: Float[Array, "O"] | None) -> Float[Array, "*T O"]:
-    """A product with a quantised weight, times the scale of each output channel."""
-    return y if scale is None else y * jnp.broadcast_to(scale, y.shape)
 
 
 def add(x: Float[Array, "*T D"], y: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
@@ -120,7 +120,7 @@ def looked_up(table: Float[Array, "V D"], tokens: Int[Array, "*T"]) -> Float[Arr
     return constrain(x, ("group_batch", "length", "embed"), TRAINING)
 
 
-def beside(x: Float[Array, "*T D"], weight: Weight, axis: int) -> Float[Array, "*T D"]:
+def beside(x: Float[Array, "*T D"], weight: nnx.Param | QuantizedTable, axis: int) -> Float[Array, "*T D"]:
     """A ragged step's rows before they are multiplied with `axis` of a weight: split where the weight is."""
     axes = weight.get_metadata("axes")[-weight.ndim :]  # In a loop over layers, of one layer's weight.
     return constrain_factor(x, weight, axes, axis, SERVING) if x.ndim == 2 else x
@@ -318,7 +318,7 @@ class Transformer(nnx.Module):
             hidden = beside(hidden, self.embedding, axis=1)
             table, scale = table_operand(self.embedding, hidden.dtype)
             logits = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
-            logits = scaled(logits, scale)
+            logits = logits if scale is None else logits * jnp.broadcast_to(scale, logits.shape)
         else:
             logits = project(hidden, self.unembedding, None)
         return softcapped(logits, self.config.final_softcap)

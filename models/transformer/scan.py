@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flexjax.hardware.pipeline import pipeline, stages
+from flexjax.quantize import QuantizedWeight
 from models.transformer.config import Layer
 
 
@@ -66,21 +67,31 @@ class Scan(nnx.Module):
         """`tables(positions)` has what each layer's rope needs; `attend(layer, cache, index, q, k, v)` gives the mixed
         values and the cache of all layers."""
         graph, state = nnx.split(self.group)
+        quantized = {path for path, module in nnx.iter_modules(self.group) if isinstance(module, QuantizedWeight)}
         flat = nnx.to_flat_state(state)
+        sliced = [(path, parameter) for path, parameter in flat if path[:-1] not in quantized]
         # Each weight enters the loop as the matrix that it is multiplied as: XLA fuses the slice of a layer's
-        # weights into their product only where nothing, not even a reshape, stands between the two.
-        matrices = [_matrix(parameter) for _, parameter in flat]
+        # weights into their product only where nothing, not even a reshape, stands between the two. A kernel's
+        # operand it would copy, so quantised ones enter whole and the product slices.
+        matrices = [_matrix(parameter) for _, parameter in sliced]
+        whole = [(path, parameter) for path, parameter in flat if path[:-1] in quantized]
 
         def loop(weights, x, positions, cache):
+            numbers, matrices, stacks = weights
             at = tables(positions)
 
             def step(carry, xs):
-                number, matrices = xs
-                own = [(path, p.replace(m.reshape(p.shape[1:]))) for (path, p), m in zip(flat, matrices, strict=True)]
+                number, place, matrices = xs
+                own = [(path, p.replace(m.reshape(p.shape[1:]))) for (path, p), m in zip(sliced, matrices, strict=True)]
+                own += [(path, p.replace(stack)) for (path, p), stack in zip(whole, stacks, strict=True)]
                 blocks = nnx.merge(graph, nnx.from_flat_state(own))
+                for _, module in nnx.iter_modules(blocks):
+                    if isinstance(module, QuantizedWeight):
+                        module.layer = nnx.data(place)
                 return run(blocks, self.pattern, number * len(self.pattern), at, *carry), None
 
-            return jax.lax.scan(step, (x, cache), weights)[0]
+            places = jnp.arange(len(numbers), dtype=jnp.int32)  # In the stacks, of which a stage has a part.
+            return jax.lax.scan(step, (x, cache), (numbers, places, matrices))[0]
 
         def run(blocks, pattern, first, at, x, cache):
             for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True)):
@@ -91,7 +102,7 @@ class Scan(nnx.Module):
             x, positions = batch
             return loop(weights, x, positions, None)[0], positions
 
-        weights = (jnp.arange(self.groups, dtype=jnp.int32), matrices)
+        weights = (jnp.arange(self.groups, dtype=jnp.int32), matrices, [parameter[...] for _, parameter in whole])
         if cache is None and stages() > 1:
             self.check(stages(), self.microbatches)
             x, _ = pipeline(stage, weights, (x, positions), microbatches=self.microbatches)

@@ -105,11 +105,11 @@ def test_a_triton_kernel_counts_what_it_declares():
     text = """
 ENTRY %main (pages: s8[1000,128]) -> f32[8,64] {
   %pages = s8[1000,128]{1,0} parameter(0)
-  ROOT %call = f32[8,64]{1,0} custom-call(%pages), custom_call_target="triton_kernel_call_ffi", backend_config={cost_estimate_json = "{\\22flops\\22: 77, \\22bytes_accessed\\22: 4096}", opaque = "x"}
+  ROOT %triton_kernel_call.7 = f32[8,64]{1,0} custom-call(%pages), custom_call_target="triton_kernel_call_ffi", metadata={op_name="jit(step)/attend/triton_kernel_call"}, backend_config={cost_estimate_json = "{\\22flops\\22: 77, \\22bytes_accessed\\22: 4096}", opaque = "x"}
 }
 """  # noqa: E501
     (op,) = program.read(text).ops
-    assert (op.opcode, op.hbm_bytes, op.flops) == ("kernel", 4096, 77)
+    assert (op.opcode, op.label, op.hbm_bytes, op.flops) == ("kernel", "attend", 4096, 77)
 
 
 def test_a_whole_copy_of_the_cache_is_seen():

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from flexjax.causal_lm import parameters
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
-from flexjax.quantize import FORMATS, QuantizedWeight, operand, quantize_weights
+from flexjax.quantize import FORMATS, QuantizedWeight, quantize_weights
 from models.transformer import Layer, Rope, TransformerConfig, build
 
 CONFIG = TransformerConfig(
@@ -30,20 +31,20 @@ def test_every_value_is_within_half_a_scale(name, seed, power):
     real = weight((64, 3, 5), 1, seed, 2.0**power)
     quantized = QuantizedWeight(real, name)
     form = FORMATS[name]
-    scale = np.asarray(quantized.scale[...]).reshape(-1, 3, 5)
+    scale = np.asarray(quantized.scale[...]).reshape(-1, 15)
     scale = np.repeat(scale, 64 // scale.shape[0], axis=0)
-    assert np.all(np.abs(real[...] - np.asarray(quantized.values[...], np.float32) * scale) <= 0.501 * scale)
+    matrix = real[...].reshape(64, 15)
+    assert np.all(np.abs(matrix - np.asarray(quantized.values[...], np.float32) * scale) <= 0.501 * scale)
     assert np.abs(np.asarray(quantized.values[...], np.int32)).max() == form.largest
     assert quantized.values.dtype == form.dtype
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("shape", "summed"), [((64, 4, 8), 1), ((4, 16, 24), 2), ((64, 32), 1)])
-def test_the_operand_is_the_rounded_weight_as_a_matrix(name, shape, summed):
-    quantized = QuantizedWeight(weight(shape, summed), name)
-    matrix, scale = operand(quantized, summed, jnp.float32)
-    got = matrix if scale is None else matrix * jnp.broadcast_to(scale, matrix.shape)
-    want = operand(weight(shape, summed), summed, jnp.float32)[0]
+def test_a_product_is_one_with_the_rounded_weight(name, shape, summed):
+    quantized, real = QuantizedWeight(weight(shape, summed), name), np.asarray(weight(shape, summed)[...])
+    got = quantized(jnp.eye(math.prod(shape[:summed])))
+    want = real.reshape(-1, *shape[summed:])
     assert got.shape == want.shape
     worst = {"int8": 1 / 254, "int4": 1 / 14}[name] * np.abs(want).max()
     np.testing.assert_allclose(got, want, atol=worst)
@@ -51,7 +52,7 @@ def test_the_operand_is_the_rounded_weight_as_a_matrix(name, shape, summed):
 
 def test_zeros_stay_zeros():
     quantized = QuantizedWeight(nnx.Param(jnp.zeros((64, 4)), axes=("embed", "mlp"), summed=1), "int4")
-    assert not operand(quantized, 1, jnp.float32)[0].any()
+    assert not quantized(jnp.eye(64)).any()
 
 
 def test_a_weight_that_does_not_divide_into_groups_is_refused():

@@ -1,13 +1,15 @@
 """Quantised matmul: the contract, and which body serves it."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from flexjax.kernels import registry
 from flexjax.kernels.quantized_matmul import base, cpu, pallas_tpu, xla
+from flexjax.kernels.quantized_matmul.over_mesh import over_mesh
 from flexjax.kernels.quantized_matmul.packed import Packed
 
 OP = "quantized_matmul"
@@ -25,9 +27,11 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8", "int4")
 
 def quantized_matmul(
     x: Float[Array, "T D"],
-    values: Shaped[Array, "D F"],
-    scale: Float[Array, "*G F"] | None,
+    values: Shaped[Array, "*L D F"],
+    scale: Float[Array, "..."] | None,
     *,
+    layer: Int[Array, ""] | None = None,
+    axes: tuple[str, str] | None = None,
     activation_dtype: str | None = None,
     body: str | None = None,
 ) -> Float[Array, "T F"]:
@@ -42,11 +46,17 @@ def quantized_matmul(
     (0 where m < 1e-30). The sums of a group are those of the integers q and values, exact in int32, and
     y[t] = m * float32(1 / 127) * (what stands above, with q for x).
 
+    On a mesh (`jax.set_mesh`) with `axes`, every device multiplies with its part of the weight, and parts of D are
+    summed.
+
     Args:
       x: bfloat16 or float32.
       values: one of `WEIGHT_DTYPES`.
       scale: float32. None for values that are what they say (float32, bfloat16); [F], one an output channel, for
         int8 and float8; [D / 32, F], one in 32 summed elements, for int4. Bodies may serve other groupings.
+      layer: of values [L, D, F] and scales [L, …], stacked in a loop over layers, which one to multiply with. Kernels
+        for TPU read it where it lies: sliced out first, it would be copied.
+      axes: the logical axes of D and F, which say how the weight is split on a mesh.
       activation_dtype: None keeps x as it is; "int8", for integer values alone.
       body: exactly this one of `BODIES`. By default the environment's, else the first of the platform's order
         that can serve; `flexjax.kernels.bodies_used` tells which did and why.
@@ -55,10 +65,13 @@ def quantized_matmul(
       ValueError: shapes that do not fit each other, or an option out of range.
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
-    _check(x, values, scale, activation_dtype)
-    return registry.serve(
-        OP, BODIES, ORDER.get(registry.platform(), ANYWHERE), body, x, values, scale, activation_dtype=activation_dtype
-    )
+    _check(x, values, scale, layer, activation_dtype, axes)
+    serve = functools.partial(registry.serve, OP, BODIES, ORDER.get(registry.platform(), ANYWHERE), body)
+
+    def multiply(x: Array, values: Array, scale: Array | None, layer: Array | None) -> Array:
+        return serve(x, values, scale, layer=layer, activation_dtype=activation_dtype)
+
+    return multiply(x, values, scale, layer) if axes is None else over_mesh(multiply, axes, x, values, scale, layer)
 
 
 def packs(dtype: str) -> bool:
@@ -82,20 +95,29 @@ def packed_matmul(x: Float[Array, "T D"], weight: Packed, **options: Any) -> Flo
     return registry.serve(OP, {"cpu": cpu.packed_matmul}, ("cpu",), None, x, weight, **options)
 
 
-def _check(x, values, scale, activation_dtype: str | None) -> None:
-    if x.ndim != 2 or values.ndim != 2 or x.shape[1] != values.shape[0]:
-        raise ValueError(f"x is [T, D] and values [D, F]; got x {x.shape} and values {values.shape}.")
-    D, F = values.shape
-    if scale is not None and (
-        scale.ndim not in (1, 2) or scale.shape[-1] != F or D % (1 if scale.ndim == 1 else scale.shape[0])
-    ):
+def _check(x, values, scale, layer, activation_dtype: str | None, axes: tuple[str, str] | None) -> None:
+    stack = values.shape[:-2]
+    if x.ndim != 2 or values.ndim < 2 or x.shape[1] != values.shape[-2] or len(stack) != (layer is not None):
         raise ValueError(
-            f"scale is [F] or [G, F] with G groups that divide D evenly; it is {scale.shape} beside D={D}, F={F}."
+            f"x is [T, D] and values [D, F], or [L, D, F] with a layer; got x {x.shape} and values {values.shape} "
+            f"with{'out' if layer is None else ''} a layer."
         )
+    D, F = values.shape[-2:]
+    if scale is not None:
+        *groups, channels = scale.shape[len(stack) :] or (0,)
+        if scale.shape[: len(stack)] != stack or channels != F or len(groups) > 1 or D % (groups or [1])[0]:
+            raise ValueError(
+                f"scale is [F] or [G, F] with G groups that divide D evenly, after the axis of layers where there is "
+                f"one; it is {scale.shape} beside values {values.shape}: D={D}, F={F}."
+            )
     integer = jnp.issubdtype(values.dtype, jnp.integer)
     if integer and scale is None:
         raise ValueError(f"Integer values need a scale; values are {values.dtype} and scale is None.")
     if activation_dtype not in (None, "int8") or (activation_dtype == "int8" and not integer):
         raise ValueError(
             f"activation_dtype is None, or with integer values 'int8'; got {activation_dtype!r} for {values.dtype}."
+        )
+    if activation_dtype is not None and axes is not None:
+        raise NotImplementedError(
+            "Rows are rounded by all of D, of which a device may have a part: no axes with int8 rows."
         )

@@ -2,17 +2,20 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def quantized_matmul(
     x: Float[Array, "T D"],
-    values: Shaped[Array, "D F"],
-    scale: Float[Array, "*G F"] | None,
+    values: Shaped[Array, "*L D F"],
+    scale: Float[Array, "..."] | None,
     *,
+    layer: Int[Array, ""] | None = None,
     activation_dtype: str | None = None,
 ) -> Float[Array, "T F"]:
     """`x @ (values * scale)`; `api.py` states the contract."""
+    if layer is not None:
+        values, scale = values[layer], None if scale is None else scale[layer]
     (T, D), F = x.shape, values.shape[1]
     groups = 1 if scale is None else scale.size // F
     x = x.astype(jnp.float32)

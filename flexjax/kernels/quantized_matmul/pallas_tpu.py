@@ -7,6 +7,8 @@ memory to the matrix units, which are deeper than a group: `DEPTH` against 32. T
   - few rows: each row is put there once for every group of a depth, zero outside it, so that one product gives the
     sums of all groups apart; they are scaled and added. The products grow by as many times.
   - many rows: the scaled weight as the sum of two bfloat16, whose products are added. Exact to 16 bits of each weight.
+
+Of weights stacked by layers the kernel is given the whole stack and which one it is, and copies nothing of the others.
 """
 
 import math
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from flexjax.kernels import registry
 
@@ -32,39 +34,46 @@ VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 
 def quantized_matmul(
     x: Float[Array, "T D"],
-    values: Num[Array, "D F"],
-    scale: Float[Array, "*G F"] | None,
+    values: Num[Array, "*L D F"],
+    scale: Float[Array, "..."] | None,
     *,
+    layer: Int[Array, ""] | None = None,
     activation_dtype: str | None = None,
 ) -> Float[Array, "T F"]:
     """The contract of `api.py`, for int4 values with a scale a group."""
     _refuse(x, values, scale, activation_dtype)
     assert scale is not None
+    if layer is None:
+        values, scale = values[None], scale[None]
+    place = jnp.zeros(1, jnp.int32) if layer is None else layer.reshape(1)
     T, rows = x.shape[0], -(-x.shape[0] // SUBLANES) * SUBLANES
     if rows > BLOCK_ROWS:
         rows = -(-T // BLOCK_ROWS) * BLOCK_ROWS
     x = jnp.pad(x, ((0, rows - T), (0, 0)))
     multiply = _sum_apart if rows <= APART_ROWS else _in_halves
-    return multiply(x, values, scale)[:T]
+    return multiply(x, values, scale, place)[:T]
 
 
 def _refuse(x: Array, values: Array, scale: Array | None, activation_dtype: str | None) -> None:
-    if values.dtype != jnp.int4 or scale is None or scale.ndim != 2:
+    if values.dtype != jnp.int4 or scale is None or scale.ndim != values.ndim:
         raise NotImplementedError(f"{values.dtype.name} values are XLA's to serve; this is for int4 in groups")
-    (D, F), group = values.shape, values.shape[0] // scale.shape[0]
+    (D, F), group = values.shape[-2:], values.shape[-2] // scale.shape[-2]
     if x.dtype != jnp.bfloat16 or activation_dtype is not None:
         rows = activation_dtype or x.dtype.name
         raise NotImplementedError(f"rows are multiplied in {rows}; bfloat16 is served")
-    if D % DEPTH or F % DEPTH or DEPTH % group or group % 8:
+    if D % DEPTH or F < DEPTH or DEPTH % group or group % 8:
         raise NotImplementedError(
-            f"D={D} and F={F} in groups of {group}; multiples of {DEPTH} and groups of 8 to {DEPTH} are served"
+            f"D={D} and F={F} in groups of {group}; D in multiples of {DEPTH}, F from {DEPTH} on and groups of 8 to "
+            f"{DEPTH} are served"
         )
     registry.refuse_mesh()
 
 
-def _sum_apart(x: Float[Array, "T D"], values: Num[Array, "D F"], scale: Float[Array, "G F"]) -> Float[Array, "T F"]:
+def _sum_apart(
+    x: Float[Array, "T D"], values: Num[Array, "L D F"], scale: Float[Array, "L G F"], layer: Int[Array, "1"]
+) -> Float[Array, "T F"]:
     """Few rows."""
-    (T, D), per_depth = x.shape, DEPTH * scale.shape[0] // x.shape[1]
+    (T, D), per_depth = x.shape, DEPTH * scale.shape[1] // x.shape[1]
     apart = x.reshape(T, D // DEPTH, per_depth, -1)
     same = jnp.eye(per_depth, dtype=x.dtype)
     x_JxGTxI = jnp.einsum("TJGI,GH->JGTHI", apart, same).reshape(D // DEPTH, per_depth * T, DEPTH)
@@ -79,14 +88,16 @@ def _sum_apart(x: Float[Array, "T D"], values: Num[Array, "D F"], scale: Float[A
         return total
 
     block = block_of(D, BLOCK_D, 8 * DEPTH // per_depth)
-    spec = pl.BlockSpec((block // DEPTH, per_depth * T, DEPTH), lambda t, f, d: (d, 0, 0))
-    return _call(sums, spec, block, T, x_JxGTxI, values, scale)
+    spec = pl.BlockSpec((block // DEPTH, per_depth * T, DEPTH), lambda t, f, d, _: (d, 0, 0))
+    return _call(sums, spec, block, T, per_depth, x_JxGTxI, values, scale, layer)
 
 
-def _in_halves(x: Float[Array, "T D"], values: Num[Array, "D F"], scale: Float[Array, "G F"]) -> Float[Array, "T F"]:
+def _in_halves(
+    x: Float[Array, "T D"], values: Num[Array, "L D F"], scale: Float[Array, "L G F"], layer: Int[Array, "1"]
+) -> Float[Array, "T F"]:
     """Many rows."""
     T, D = x.shape
-    group, rows = D // scale.shape[0], min(T, BLOCK_ROWS)
+    group, rows = D // scale.shape[1], min(T, BLOCK_ROWS)
     block = block_of(D, BLOCK_D_MANY, 8 * group)
     step = math.gcd(block, 2 * DEPTH)
 
@@ -102,7 +113,8 @@ def _in_halves(x: Float[Array, "T D"], values: Num[Array, "D F"], scale: Float[A
                 total += jnp.dot(x_ref[:, at : at + step], half, preferred_element_type=jnp.float32)
         return total
 
-    return _call(sums, pl.BlockSpec((rows, block), lambda t, f, d: (t, d)), block, rows, x, values, scale)
+    spec = pl.BlockSpec((rows, block), lambda t, f, d, _: (t, d))
+    return _call(sums, spec, block, rows, 2, x, values, scale, layer)
 
 
 def _call(
@@ -110,16 +122,19 @@ def _call(
     rows_spec: pl.BlockSpec,
     block: int,
     rows: int,
+    products: int,
     x: Float[Array, "..."],
-    values: Num[Array, "D F"],
-    scale: Float[Array, "G F"],
+    values: Num[Array, "L D F"],
+    scale: Float[Array, "L G F"],
+    layer: Int[Array, "1"],
 ) -> Float[Array, "T F"]:
-    """The blocks' `sums`, added along D and put side by side."""
-    (D, F), group = values.shape, values.shape[0] // scale.shape[0]
+    """The blocks' `sums`, added along D and put side by side; `products` is how often a weight is multiplied."""
+    (D, F), G = values.shape[1:], scale.shape[1]
+    group = D // G
     blocks = x.shape[0] // rows if x.ndim == 2 else 1
-    columns = block_of(F, BLOCK_F, DEPTH)
+    columns = block_of(F, BLOCK_F, DEPTH) if F % DEPTH == 0 else min(BLOCK_F, F // DEPTH * DEPTH)
 
-    def body(x_ref, values_ref, scale_ref, out_ref):
+    def body(layer_ref, x_ref, values_ref, scale_ref, out_ref):
         part = sums(x_ref, values_ref, scale_ref)
         first = pl.program_id(2) == 0
 
@@ -131,26 +146,31 @@ def _call(
         def _():
             out_ref[...] += part
 
+    # XLA would else copy a whole stack that fits into on-chip memory, in every layer.
+    values, scale = (pltpu.with_memory_space_constraint(stack, pltpu.HBM) for stack in (values, scale))
     return pl.pallas_call(
         body,
-        grid=(blocks, F // columns, D // block),
-        in_specs=[
-            rows_spec,
-            pl.BlockSpec((block, columns), lambda t, f, d: (d, f)),
-            pl.BlockSpec((block // group, columns), lambda t, f, d: (d, f)),
-        ],
-        out_specs=pl.BlockSpec((rows, columns), lambda t, f, d: (t, f)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(blocks, pl.cdiv(F, columns), D // block),  # Of the last columns a part may lie outside.
+            in_specs=[
+                rows_spec,
+                pl.BlockSpec((None, block, columns), lambda t, f, d, layer: (layer[0], d, f)),
+                pl.BlockSpec((None, block // group, columns), lambda t, f, d, layer: (layer[0], d, f)),
+            ],
+            out_specs=pl.BlockSpec((rows, columns), lambda t, f, d, _: (t, f)),
+        ),
         out_shape=jax.ShapeDtypeStruct((blocks * rows, F), jnp.float32),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * blocks * rows * D * F,
+            flops=2 * products * blocks * rows * D * F,
             transcendentals=0,
-            bytes_accessed=blocks * (D * F // 2 + scale.nbytes) + x.nbytes + 4 * blocks * rows * F,
+            bytes_accessed=blocks * (D * F // 2 + 4 * G * F) + x.nbytes + 4 * blocks * rows * F,
         ),
         name="int4_matmul",
-    )(x, values, scale)
+    )(layer, x, values, scale)
 
 
 def block_of(size: int, most: int, unit: int) -> int:

@@ -48,6 +48,16 @@ def test_equals_formula(body: str, name: str):
 
 
 @pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", ["int8_odd_sizes", "int4_odd_sizes"])
+def test_of_a_stack_it_multiplies_with_the_layer_asked_for(body: str, name: str):
+    x, values, scale = ARG_SPECS[name].arguments()
+    assert scale is not None
+    stack = jnp.stack([values, values[::-1]]), jnp.stack([scale, 2 * scale])
+    got = quantized_matmul(x, *stack, layer=jnp.int32(1), body=body)
+    np.testing.assert_array_equal(got, quantized_matmul(x, values[::-1], 2 * scale, body=body))
+
+
+@pytest.mark.parametrize("body", BODIES)
 def test_a_row_of_zeros_gives_zeros(body: str):
     spec = ARG_SPECS["int8_rows_odd_sizes"]
     x, values, scale = spec.arguments()
@@ -58,16 +68,23 @@ def test_a_row_of_zeros_gives_zeros(body: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(x=jnp.ones((4, 65))), r"x is \[T, D\] and values \[D, F\]; got x \(4, 65\)"),
-        (dict(scale=jnp.ones(9)), r"scale is \[F\] or \[G, F\].*\(9,\) beside D=64, F=8"),
-        (dict(scale=jnp.ones((3, 8))), r"G groups that divide D evenly; it is \(3, 8\)"),
+        (dict(x=jnp.ones((4, 65))), r"x is \[T, D\] and values \[D, F\].*; got x \(4, 65\)"),
+        (dict(scale=jnp.ones(9)), r"scale is \[F\] or \[G, F\].*\(9,\) beside.*D=64, F=8"),
+        (dict(scale=jnp.ones((3, 8))), r"G groups that divide D evenly.*; it is \(3, 8\)"),
         (dict(scale=None), "Integer values need a scale"),
         (dict(activation_dtype="int4"), "activation_dtype is None, or with integer values 'int8'; got 'int4'"),
         (dict(values=jnp.ones((64, 8)), activation_dtype="int8"), "got 'int8' for float32"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    call = dict(x=jnp.ones((4, 64)), values=jnp.ones((64, 8), jnp.int8), scale=jnp.ones(8), activation_dtype=None)
+    call: dict = dict(
+        x=jnp.ones((4, 64)),
+        values=jnp.ones((64, 8), jnp.int8),
+        scale=jnp.ones(8),
+        layer=None,
+        activation_dtype=None,
+        axes=None,
+    )
     # Past the shape types, which only tests check.
     with pytest.raises(ValueError, match=message):
         api._check(**(call | change))

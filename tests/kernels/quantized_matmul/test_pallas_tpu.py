@@ -22,6 +22,7 @@ SPECS = {
     "halves_in_two_steps": INT4(40, 512, 128),
     "several_blocks_of_rows": INT4(300, 256, 128),
     "depth_of_no_whole_tiles": INT4(40, 384, 128),
+    "columns_of_no_whole_tiles": INT4(5, 128, 650),
 }
 
 
@@ -46,6 +47,16 @@ def test_a_row_is_the_same_to_the_bit_whatever_the_others_are(rows: int):
         together = pallas_tpu.quantized_matmul(x, values, scale)
         others = pallas_tpu.quantized_matmul(x.at[1:].set(1000), values, scale)
     np.testing.assert_array_equal(together[0], others[0])
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_of_a_stack_it_multiplies_with_the_layer_asked_for(rows: int):
+    calls = [INT4(rows, 256, 128).arguments(seed) for seed in range(3)]
+    x, (values, scale) = calls[0][0], (jnp.stack([call[i] for call in calls]) for i in (1, 2))
+    with pltpu.force_tpu_interpret_mode():
+        got = quantized_matmul(x, values, scale, layer=jnp.int32(2), body="pallas_tpu")
+        want = quantized_matmul(x, *calls[2][1:], body="pallas_tpu")
+    np.testing.assert_array_equal(got, want)
 
 
 def abstract(spec: ArgSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -91,7 +102,7 @@ def test_xla_itself_reads_int8_once(spec: ArgSpec):
         (INT8(4, 256, 128), "int8 values are XLA's to serve"),
         (INT4(4, 256, 128, dtype="float32"), "rows are multiplied in float32; bfloat16 is served"),
         (INT4(4, 256, 128, activation_dtype="int8"), "rows are multiplied in int8"),
-        (INT4(4, 96, 128), "D=96 and F=128 in groups of 32; multiples of 128"),
+        (INT4(4, 96, 128), "D=96 and F=128 in groups of 32; D in multiples of 128"),
     ],
 )
 def test_what_it_cannot_do_it_says(spec: ArgSpec, reason: str):
