@@ -122,12 +122,16 @@ def sample(
     top-p, min-p → Gumbel-max with a key made of the seed and the position. Temperature 0 takes the
     largest logit after penalties.
     """
-    raw = logits
-    logits = _when(jnp.any(controls.penalised), _penalise, logits, controls, memory, slots)
-    logits = _when(jnp.any(lengths < controls.min_length), _hold_back_stops, logits, controls, lengths)
-    random = controls.temperature > 0
-    logits = _when(jnp.any(random), _draw, logits, controls, lengths)
-    tokens = _argmax(logits)
+    penalised, held_back = jnp.any(controls.penalised), jnp.any(lengths < controls.min_length)
+    random = jnp.any(controls.temperature > 0)
+
+    def by_rules(logits):
+        logits = _when(penalised, _penalise, logits, controls, memory, slots)
+        logits = _when(held_back, _hold_back_stops, logits, controls, lengths)
+        return _argmax(_when(random, _draw, logits, controls, lengths))
+
+    # Tokens come out of it, not logits: XLA copies what a branch hands through.
+    raw, tokens = logits, jax.lax.cond(penalised | held_back | random, by_rules, _argmax, logits)
 
     def most_likely(raw, tokens):
         logprobs = jax.nn.log_softmax(raw, axis=-1)

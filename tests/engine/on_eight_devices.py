@@ -139,11 +139,11 @@ COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-p
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """(kind, elements) of every one that a greedy step runs: the branches of sampling are not taken."""
+    """(kind, elements) of every one that a greedy step runs: where sampling has a choice, the first branch."""
     found = []
     for line in text.splitlines():
         match = COLLECTIVE.search(line)
-        if match and "/cond/branch" not in line:
+        if match and "/cond/branch_1" not in line:
             for dims in re.findall(r"\w\[([\d,]*)\]", match[1]):
                 found.append((match[2], int(np.prod([int(d) for d in dims.split(",") if d]))))
     return found
