@@ -2,16 +2,18 @@
 
 Three kinds of search in one file. `cpu` measures XLA's CPU flags on the shipped model, beside the defaults in
 alternating rounds. `v5e`, `v5p` and `v6e` ask the TPU's compiler what it expects of a decoding step, with no such chip
-present, and `v5e_blocks`, `v5p_blocks` and `v6e_blocks` which instructions it schedules for attention with other block
-sizes: figures of another kind, to be measured on a chip before they are trusted.
+present, and `<chip>/<op>/<shape>` which instructions it schedules for a kernel with other block sizes (what can be
+tried stands in the op's tuning.py): figures of another kind, to be measured on a chip before they are trusted.
+`tpu/<op>/<shape>` measures them on the TPU that is here.
 
-Model     cpu: models/weights/pydoc-7m. TPUs: llama3-8b by its published dimensions, without weights
+Model     cpu: models/weights/pydoc-7m. TPUs: llama3-8b by its published dimensions, without weights; kernels: none
 Hardware  cpu: any, otherwise idle. TPUs: any, with the extra 'virtual'
 Expect    five minutes on two cores; on CPU that little or nothing pays
 
     python -m flexjax.launch --config=configs/tune_flags.py
     python -m flexjax.launch --config=configs/tune_flags.py:v5e
-    python -m flexjax.launch --config=configs/tune_flags.py:v6e_blocks
+    python -m flexjax.launch --config=configs/tune_flags.py:v6e/ragged_paged_attention/llama3_8b_of_4
+    python -m flexjax.launch --config=configs/tune_flags.py:tpu/ssd/mamba2_2_7b_prefill_1024
 """
 
 from ml_collections import ConfigDict
@@ -62,20 +64,14 @@ TPU = (
     ("xla_vf_vmem_max_outstanding_prefetches", (8, 32), "Prefetches into vector memory at once."),
 )
 
-# Of the TPU's attention kernel; each is a constant of its module.
-BLOCKS = (
-    ("ragged_paged_attention.pallas_tpu.BLOCK_KV", (256, 512, 2048, 4096), "Tokens of one sequence read at a time."),
-    ("ragged_paged_attention.pallas_tpu.MAX_BLOCK_PAGES", (4, 8, 32), "Pages of them at the most."),
-    ("ragged_paged_attention.pallas_tpu.BLOCK_DECODES", (4, 8, 32, 64), "Sequences decoded at a time."),
-)
-
 TOPOLOGIES = {"v5e": "2x4", "v5p": "2x2x1", "v6e": "2x2"}
 
 
 def get_config(which="cpu"):
     config = ConfigDict()
     config.job = "tune_flags"
-    chip = which.removesuffix("_blocks")
+    chip, _, kernel = which.partition("/")
+    config.set_name = f"{chip}/latency"
     if which == "cpu":
         # Data: a full batch, each sequence with a context of so many tokens.
         config.context = 128
@@ -89,18 +85,22 @@ def get_config(which="cpu"):
         config.factors = CPU
         config.rounds = 9
         config.dispatches = 11
+    elif kernel:
+        config.kernel = kernel
+        config.evaluate = "kernel"
+        config.chip = "" if chip == "tpu" else chip
+        config.set_name = f"{chip}/{kernel.replace('/', '_')}_blocks"
     elif chip in TOPOLOGIES:
         config.context = 2048
         config.model = "llama3-8b"
         config.engine = dict(dtype="bfloat16", max_num_seqs=32, page_size=128)
 
-        config.evaluate = "compiled" if chip == which else "kernel"
+        config.evaluate = "compiled"
         config.chip = chip
         config.topology = TOPOLOGIES[chip]
-        config.factors = TPU if chip == which else BLOCKS
+        config.factors = TPU
     else:
-        names = ["cpu", *TOPOLOGIES, *(f"{chip}_blocks" for chip in TOPOLOGIES)]
+        names = ["cpu", *TOPOLOGIES, "<chip>/<op>/<shape>"]
         raise ValueError(f"configs/tune_flags.py has the searches {', '.join(names)}; got {which!r}.")
-    config.set_name = f"{chip}/{'latency' if chip == which else 'attention_blocks'}"
-    config.search = dict(least_gain=0.02, trials=20, exact=True)
+    config.search = dict(least_gain=0.02, trials=20, exact=not kernel)  # Other blocks round otherwise.
     return config

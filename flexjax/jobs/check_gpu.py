@@ -19,7 +19,6 @@ from flexjax import kernels
 from flexjax.hardware import chips
 from flexjax.kernels import registry
 from flexjax.kernels.case import Case, can_serve
-from flexjax.kernels.lora_matmul import arg_specs as lora
 from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8, INT8_ROWS
 from flexjax.kernels.quantized_matmul.arg_specs import ArgSpec as Product
 from flexjax.kernels.ragged_paged_attention.arg_specs import LLAMA3_8B, decode
@@ -111,22 +110,27 @@ def _limits(config: Config) -> tuple[float, float]:
 
 
 def _time(op: str, config: Config) -> Iterator[tuple[Case, Reading]]:
-    """Each case against XLA's body of the same op, round by round."""
-    for shape, make, step, moved, operations in SERVING.get(op, _nothing)():
-        cases = [
-            Case(op, shape, body, make, functools.partial(step, body=body), moved, operations, "bfloat16", LAYERS)
-            for body in (BODY, "xla")
-        ]
+    """Each serving shape by this body and by XLA's, round by round."""
+    for cases in _serving(op):
         cases = [case for case in cases if can_serve(case.step, case.make()) is None]
         probes = [Probe(case.body, op, 0, Loop(case.step, *case.make())) for case in cases]
         yield from zip(cases, measure(probes, config.rounds, config.round_s), strict=True)
 
 
+def _serving(op: str) -> Iterator[list[Case]]:
+    if op in SERVING:
+        for shape, make, step, moved, operations in SERVING[op]():
+            yield [
+                Case(op, shape, body, make, functools.partial(step, body=body), moved, operations, "bfloat16", LAYERS)
+                for body in (BODY, "xla")
+            ]
+        return
+    bench = importlib.import_module(f"flexjax.kernels.{op}.bench")
+    for shape, spec in bench.SERVING_SPECS.items():
+        yield [bench.case(shape, spec, body, LAYERS) for body in (BODY, "xla")]
+
+
 Serving = Iterator[tuple[str, Callable[[], tuple[Any, ...]], Callable[..., Any], float, float]]
-
-
-def _nothing() -> Serving:
-    yield from ()
 
 
 def _attention() -> Serving:
@@ -173,25 +177,10 @@ def _products() -> Serving:
             yield f"{name}_{T}", make_it, step_it, spec.weight_bytes, spec.operations
 
 
-def _adapters() -> Serving:
-    op = importlib.import_module("flexjax.kernels.lora_matmul").lora_matmul
-
-    def make(spec: lora.ArgSpec) -> tuple[Any, ...]:
-        return spec.arguments()[0], [spec.arguments(seed)[1:] for seed in range(LAYERS)]
-
-    def step(y, layers, body: str):
-        for layer in layers:
-            y = op(y, *layer, body=body)
-        return y
-
-    for shape, spec in lora.SERVING_SPECS.items():
-        yield shape, functools.partial(make, spec), step, spec.read_bytes, spec.operations
-
-
+# Of ops whose bench.py times smaller shapes, those of a CPU.
 SERVING: dict[str, Callable[[], Serving]] = {
     "ragged_paged_attention": _attention,
     "quantized_matmul": _products,
-    "lora_matmul": _adapters,
 }
 
 

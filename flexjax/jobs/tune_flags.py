@@ -17,53 +17,60 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
 from flexjax.tune import (
-    Attention,
     CompiledKernel,
     CompiledStep,
     Cost,
     Evaluator,
     Factor,
     Finding,
+    MeasuredKernel,
     MeasuredStep,
     SearchConfig,
     Trial,
     decode_program,
     search,
     set_file,
+    tuning_of,
 )
-from flexjax.tune.blocks import is_block_size
 from flexjax.tune.set_file import describe, figure
 from flexjax.virtual import Target, abstract_model, program_for
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    model: str  # Model directory; of a compiled search a published size by name (llama3-8b) is enough.
-    # (name, values beside the default, what it does): flags without dashes, block sizes as <op>.<module>.<CONSTANT>.
-    factors: tuple[tuple[str, tuple[bool | int | float | str, ...], str], ...]
     set_name: str  # "<chip>/<purpose>" of the set file that comes out.
-    # On the chip here; or by the compiler for `chip`: the whole step, or attention alone by its scheduled instructions.
+    # The decoding step on the chip here, or by the compiler for `chip`; or a kernel alone: by the instructions that are
+    # scheduled for `chip`, or where none is named on the TPU here.
     evaluate: Literal["measured", "compiled", "kernel"] = "measured"
+    model: str = ""  # Of a step: model directory; of a compiled search a published size by name (llama3-8b) is enough.
+    kernel: str = ""  # Of a kernel: "<op>/<shape>", of the op's tuning.py.
+    # (name, values beside the default, what it does): flags without dashes, block sizes as <op>.<module>.<CONSTANT>. Of
+    # a kernel empty: those of its tuning.py.
+    factors: tuple[tuple[str, tuple[bool | int | float | str, ...], str], ...] = ()
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     context: int = 128  # Tokens that each sequence of the batch holds.
     rounds: int = 9  # Measured: of each candidate beside the defaults.
     dispatches: int = 11  # Measured: of each side in a round.
-    chip: str = ""  # Compiled or kernel: a chip of the table, of kernel a TPU,
-    topology: str = ""  # and how many of it, as a grid: 2x4.
+    chip: str = ""  # Compiled or kernel: a chip of the table, of kernel a TPU;
+    topology: str = ""  # of compiled also how many of it, as a grid: 2x4.
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self):
-        if {self.evaluate != "measured"} != {bool(self.chip), bool(self.topology)}:
+        of_kernel, compiled = self.evaluate == "kernel", self.evaluate == "compiled"
+        if bool(self.topology) != compiled or (bool(self.chip) != compiled and not of_kernel):
             raise ValueError(
-                f"A compiled search names chip and topology, a measured one neither; got {self.chip!r} and "
-                f"{self.topology!r}."
+                "A compiled search names chip and topology, a measured one neither, and one of a kernel at most the "
+                f"chip; got {self.chip!r} and {self.topology!r}."
             )
-        flags = [name for name, _, _ in self.factors if not is_block_size(name)]
-        if self.evaluate == "kernel" and flags:
+        if of_kernel != bool(self.kernel) or of_kernel == bool(self.model) or of_kernel == bool(self.factors):
             raise ValueError(
-                f"A kernel alone is compiled with other block sizes, not other flags; got {', '.join(flags)}. Try "
-                "those with evaluate='compiled'."
+                "A search for a step names model and factors, one for a kernel the kernel alone; got model="
+                f"{self.model!r}, {len(self.factors)} factors and kernel={self.kernel!r}."
             )
+        if of_kernel:
+            op, _, shape = self.kernel.partition("/")
+            if shape not in (shapes := tuning_of(op).SHAPES):
+                raise ValueError(f"{op} is tuned on the shapes {', '.join(shapes)}; got {shape!r}.")
         if self.context < 1 or self.rounds < 1 or self.dispatches < 1:
             raise ValueError("context, rounds and dispatches must be at least 1.")
         xla_flags.variable_of(self.set_name)  # Its chip is known.
@@ -74,7 +81,7 @@ def run(config: Config, workdir: Path) -> int:
     console = Console(highlight=False)
     if config.evaluate == "measured":
         compile_cache.enable()  # What is compiled for chips that are not here cannot be loaded again.
-    factors = [Factor(*factor) for factor in config.factors]
+    factors = [Factor(*factor) for factor in config.factors] or _blocks(config.kernel)
     with console.status("loading and compiling the defaults"):
         evaluator, where = {"measured": _measured, "compiled": _compiled, "kernel": _kernel}[config.evaluate](config)
     note = f"{evaluator.kind} on {where}; below 1 is faster than the defaults"
@@ -90,19 +97,29 @@ def run(config: Config, workdir: Path) -> int:
             file.flush()  # A flag may take the compiler, and with it this process, down.
 
         finding = search(evaluator, factors, config.search, report)
-    engine = config.engine
-    part = "Attention while decoding" if config.evaluate == "kernel" else "The decoding step"
-    cache = f" with an {engine.cache_dtype} cache" if engine.cache_dtype not in (None, engine.dtype) else ""
-    what = (
-        f"{part} of {Path(config.model).name}, {engine.dtype}{cache}, {engine.max_num_seqs} sequences of "
-        f"{config.context} tokens"
-    )
     today = datetime.date.today().isoformat()
     path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
-    path.write_text(set_file(finding, factors, evaluator, what=what, where=where, date=today))
+    path.write_text(set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
     xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
     _print(console, config, finding, evaluator, path)
     return 0
+
+
+def _what(config: Config) -> str:
+    if config.evaluate == "kernel":
+        op, _, shape = config.kernel.partition("/")
+        return f"The kernels of {op}, {shape}"
+    engine = config.engine
+    cache = f" with an {engine.cache_dtype} cache" if engine.cache_dtype not in (None, engine.dtype) else ""
+    return (
+        f"The decoding step of {Path(config.model).name}, {engine.dtype}{cache}, {engine.max_num_seqs} sequences of "
+        f"{config.context} tokens"
+    )
+
+
+def _blocks(kernel: str) -> list[Factor]:
+    op = kernel.partition("/")[0]
+    return [Factor(f"{op}.pallas_tpu.{block.name}", block.values, block.note) for block in tuning_of(op).BLOCKS]
 
 
 def _measured(config: Config) -> tuple[Evaluator, str]:
@@ -127,30 +144,20 @@ def _compiled(config: Config) -> tuple[Evaluator, str]:
 
 
 def _kernel(config: Config) -> tuple[Evaluator, str]:
-    target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    if target.chip.platform != "tpu":
-        raise ValueError(f"Scheduled instructions are libtpu's to list; {target.chip.full_name} is no TPU.")
-    engine = config.engine
-    model = abstract_model(*causal_lm.family_of(config.model), engine, "tpu")
-    leaf = program_for(model, engine, target, engine.max_num_seqs, config.context).cache[0]
-    *_, kv_rows, head_dim = leaf.sharding.shard_shape(leaf.shape)
-    attention = Attention(
-        chip=target.chip.name,
-        batch=engine.max_num_seqs,
-        context=config.context,
-        num_heads=model.config.num_heads // target.mesh.shape["tensor"],
-        num_kv_heads=kv_rows // 2,
-        head_dim=head_dim,
-        page_size=engine.page_size,
-        dtype=engine.dtype,
-        cache_dtype=engine.cache_dtype or engine.dtype,
-    )
-    least = 1e6 * attention.read_bytes / target.limits.bytes_per_s
-    where = (
-        f"one layer on one of {target}, libtpu {environment.version('libtpu')}; reading keys and values alone takes "
-        f"{least:.4g} µs"
-    )
-    return CompiledKernel(attention), where
+    op, _, shape = config.kernel.partition("/")
+    chip = chips.find(config.chip) if config.chip else None
+    platform = chip.platform if chip else jax.default_backend()
+    if platform != "tpu":
+        raise ValueError(
+            f"The block sizes are those of TPU kernels; {chip.full_name if chip else 'what JAX runs on'} is "
+            f"{platform}. Name a TPU (chip=) to search by its compiler, or run on one."
+        )
+    if chip is None:
+        measured = MeasuredKernel(op, shape, rounds=config.rounds, dispatches=config.dispatches)
+        return measured, f"one {chips.detect().device_kind}, jaxlib {environment.version('jaxlib')}"
+    compiled = CompiledKernel(op, shape, chip.name)
+    where = f"one {chip.full_name}, libtpu {environment.version('libtpu')}; moving its bytes alone takes"
+    return compiled, f"{where} {compiled.least:.4g} µs"
 
 
 def _say(console: Console, trial: Trial) -> None:

@@ -8,10 +8,14 @@ nothing. Rows from `query_starts[B]` on are padding.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+
+from flexjax.kernels.case import Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +108,22 @@ class Batch:
             jnp.asarray([*slots, *padding], jnp.int32),
             jnp.asarray([*self.fresh, *(bool(p) for p in padding)], jnp.bool),
         )
+
+
+def case(op: str, call: Callable[..., Any], shape: str, spec: Any, body: str, calls: int) -> Case:
+    """What is timed of such an op: layers of a step, each with a pool of states of its own, all of the same rows."""
+
+    def make():
+        x, *others, states, starts, slots, fresh = spec.arguments()
+        return (x, [states + 0 for _ in range(calls)]), others, (starts, slots, fresh)
+
+    def step(state, others, batch):
+        x, pools = state
+        updated = []
+        for pool in pools:
+            out, pool = call(x, *others, pool, *batch, body=body, **spec.options)
+            x = x.at[0, 0].add(0 * out[0, 0])  # No call before the last one is done.
+            updated.append(pool)
+        return x, updated
+
+    return Case(op, shape, body, make, step, spec.moved_bytes, spec.operations, spec.dtype, calls)

@@ -6,7 +6,8 @@ next sequences is fetched, and that of the last ones written back, behind the co
 """
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int
+
+from flexjax.kernels.recurrent import Batch
+from flexjax.kernels.tuning import Loop
 
 AHEAD = 2  # Sequences whose states are fetched before their rows are reached.
 BUFFERS = 2 * AHEAD  # As many are being written back.
@@ -129,3 +133,23 @@ class Segments:
         def _():
             wait = lambda b, carry: (self._store(b).wait(), carry)[1]
             jax.lax.fori_loop(jnp.maximum(num_live - BUFFERS, 0), num_live, wait, 0)
+
+
+def segments_of(batch: Batch, block_rows: int) -> list[int]:
+    """The rows of each segment of a batch."""
+    segments, done = [], 0
+    for rows in batch.rows:
+        edges = [done, *range(done // block_rows * block_rows + block_rows, done + rows, block_rows), done + rows]
+        segments += [end - begin for begin, end in itertools.pairwise(edges)]
+        done += rows
+    return segments
+
+
+def waits(batch: Batch, blocks: int) -> Loop:
+    """The loop of `Segments.run` that waits for the last states, which the last of the blocks alone does."""
+    return Loop(min(len(batch.rows), BUFFERS) / blocks)
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -66,6 +66,12 @@ def platform() -> str:
     return described.platform if described is not None else jax.default_backend()
 
 
+def device_kind() -> str:
+    """The kind of the devices that a program being traced will run on, as `platform` finds them."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.device_kind if described is not None else jax.devices()[0].device_kind
+
+
 def refuse_mesh() -> None:
     """NotImplementedError where a kernel would be given every device's part: on a mesh, outside `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -2,7 +2,7 @@
 
 from flexjax.tune.compiled import CompiledStep
 from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
-from flexjax.tune.kernel import Attention, CompiledKernel
+from flexjax.tune.kernel import CompiledKernel, MeasuredKernel, tuning_of
 from flexjax.tune.measured import MeasuredStep
 from flexjax.tune.search import Factor, Finding, SearchConfig, Trial, search
 from flexjax.tune.set_file import set_file
@@ -15,13 +15,14 @@ __all__ = [
     "Evaluator",
     "Refused",
     "Setting",
-    # Three ways to know it.
-    "Attention",
+    # Of a step or a kernel, two ways to know it.
     "CompiledKernel",
     "CompiledStep",
+    "MeasuredKernel",
     "MeasuredStep",
     "decode_program",
     "decode_shape",
+    "tuning_of",
     # The search, and the set file that it ends in.
     "Factor",
     "Finding",

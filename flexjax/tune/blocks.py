@@ -1,4 +1,5 @@
-"""Block sizes of kernels as settings: `<op>.<module>.<CONSTANT>`, an upper-case whole number of a kernel's module.
+"""Block sizes of kernels as settings: `<op>.<module>.<CONSTANT>`, an upper-case whole number of a kernel's module, or
+one by chip.
 
 A kernel reads its constants while it is traced, so a program lowered under `block_sizes` has them as given there. What
 a search finds is for the kernel's author to write down; nothing sets them at run time.
@@ -11,6 +12,7 @@ import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
 
+from flexjax.kernels.tuning import ByChip
 from flexjax.tune.evaluate import Candidate
 
 
@@ -50,7 +52,9 @@ def find(name: str) -> tuple[ModuleType, str]:
     if not known:
         raise ValueError(f"A block size is named <op>.<module>.<CONSTANT>; there is no kernel {path!r} ({full}).")
     module = importlib.import_module(full)
-    sizes = [n for n, v in vars(module).items() if n.isupper() and isinstance(v, int) and not isinstance(v, bool)]
+    sizes = [
+        n for n, v in vars(module).items() if n.isupper() and isinstance(v, int | ByChip) and not isinstance(v, bool)
+    ]
     if constant not in sizes:
         near = difflib.get_close_matches(constant, sizes, n=3) or sizes
         raise ValueError(f"{full} has no block size {constant!r}; it has {', '.join(near) or 'none'}.")

@@ -1,6 +1,7 @@
 """A candidate's cost by running it: beside the defaults, in alternating rounds of one process."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -14,12 +15,29 @@ from flexjax.tune import step
 from flexjax.tune.evaluate import Candidate, Cost
 
 
-class MeasuredStep:
-    """Times the engine's decoding step on the device that is here.
+def alternated(
+    sides: tuple[Callable[[], float], Callable[[], float]], rounds: int, dispatches: int, same_results: bool
+) -> Cost:
+    """The cost of the second side against the first, the defaults; each call is a dispatch and gives its time.
 
     Dispatches go default, candidate, candidate, default, …, so that whatever else the machine does meets both alike. A
     round is `dispatches` of each, and its ratio that of their medians.
     """
+    for side in sides:
+        side()  # Warms up.
+    times = np.empty((rounds, dispatches, 2))
+    for i in np.ndindex(times.shape[:2]):
+        for side in (0, 1) if sum(i) % 2 == 0 else (1, 0):
+            times[*i, side] = sides[side]()
+    times = np.median(times, axis=1)
+    ratios = times[:, 1] / times[:, 0]
+    low, ratio, high = np.quantile(ratios, (0.1, 0.5, 0.9)).tolist()
+    default_value, value = np.median(times, axis=0).tolist()
+    return Cost(ratio, low, high, value, default_value, same_results)
+
+
+class MeasuredStep:
+    """Times the engine's decoding step on the device that is here."""
 
     kind: Literal["measured"] = "measured"
     unit = "ms a step"
@@ -35,18 +53,8 @@ class MeasuredStep:
     def __call__(self, candidate: Candidate, effort: int = 1) -> Cost:
         compiled = self._compile(candidate)
         same = _same(self._results(compiled), self._expected)
-        sides = (self._default, compiled)
-        for side in sides:
-            self._dispatch(side)  # Warms up.
-        times = np.empty((effort * self._rounds, self._dispatches, 2))
-        for i in np.ndindex(times.shape[:2]):
-            for side in (0, 1) if sum(i) % 2 == 0 else (1, 0):
-                times[*i, side] = self._dispatch(sides[side])
-        times = np.median(times, axis=1)
-        ratios = times[:, 1] / times[:, 0]
-        low, ratio, high = np.quantile(ratios, (0.1, 0.5, 0.9)).tolist()
-        default_value, value = np.median(times, axis=0).tolist()
-        return Cost(ratio, low, high, value, default_value, same)
+        sides = (lambda: self._dispatch(self._default), lambda: self._dispatch(compiled))
+        return alternated(sides, effort * self._rounds, self._dispatches, same)
 
     def _compile(self, candidate: Candidate) -> jax.stages.Compiled:
         return step.compiled_with(

@@ -9,10 +9,9 @@ import pytest
 from flexjax import config as config_lib
 from flexjax import config_file
 from flexjax.engine import EngineConfig
-from flexjax.hardware import chips, flag_check, topology, xla_flags
+from flexjax.hardware import flag_check, xla_flags
 from flexjax.jobs import tune_flags
-from flexjax.tune import Attention, Cost, MeasuredStep
-from flexjax.tune.blocks import find
+from flexjax.tune import Cost, MeasuredStep
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden" / "llama3"
 CONFIG = tune_flags.Config(
@@ -24,6 +23,7 @@ CONFIG = tune_flags.Config(
     rounds=3,
     dispatches=2,
 )
+KERNEL = dict(evaluate="kernel", kernel="ragged_paged_attention/llama3_8b_of_4", model="", factors=())
 
 
 def test_what_was_tried_is_kept_even_where_nothing_pays(tmp_path, capsys, monkeypatch):
@@ -60,15 +60,20 @@ def test_what_pays_becomes_a_set_that_the_compiler_takes(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(chip="v5e", topology="2x4"), "names chip and topology, a measured one neither; got 'v5e' and '2x4'"),
+        (dict(chip="v5e", topology="2x4"), "names chip and topology, a measured one neither, .*; got 'v5e' and '2x4'"),
         (dict(evaluate="compiled"), "A compiled search names chip and topology"),
         (dict(evaluate="compiled", chip="v5e"), "got 'v5e' and ''"),
         (dict(set_name="v9/decode"), "No chip is called 'v9'"),
         (dict(rounds=0), "must be at least 1"),
+        (dict(evaluate="kernel", chip="v5e", topology="2x4"), "one of a kernel at most the chip"),
         (
-            dict(evaluate="kernel", chip="v5e", topology="2x4"),
-            "not other flags; got xla_cpu_prefer_vector_width, xla_cpu_nonsense",
+            dict(evaluate="kernel"),
+            "names model and factors, .*; got model='.*, 2 factors",
         ),
+        (dict(kernel="ssd/decode"), "kernel='ssd/decode'"),
+        (dict(model=""), "got model='', 2 factors"),
+        (KERNEL | dict(kernel="ssd/decode"), "ssd is tuned on the shapes mamba2_2_7b_decode_64, .*; got 'decode'"),
+        (KERNEL | dict(kernel="attention/decode"), "'attention' does not exist"),
     ],
 )
 def test_a_wrong_config_is_refused(change, says):
@@ -76,36 +81,41 @@ def test_a_wrong_config_is_refused(change, says):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_the_kernel_that_is_tuned_is_one_device_s_part(tmp_path, monkeypatch):
-    made: list[Attention] = []
+def test_a_kernel_is_searched_by_its_own_block_sizes(tmp_path, monkeypatch):
+    made = []
 
     class Kernel:
-        kind, unit = "compiled", "µs a layer"
+        kind, unit, least = "compiled", "µs a call", 40.5
 
-        def __init__(self, attention: Attention):
-            made.append(attention)
+        def __init__(self, *of):
+            made.append(of)
 
         def __call__(self, candidate, effort=1):
             return Cost(1.0, 1.0, 1.0, 41.0, 41.0, None)
 
     monkeypatch.setattr(tune_flags, "CompiledKernel", Kernel)
-    _, fields = config_file.split(config_file.load("configs/tune_flags.py:v6e_blocks"))
+    _, fields = config_file.split(config_file.load("configs/tune_flags.py:v6e/ragged_paged_attention/llama3_8b_of_4"))
     config = config_lib.from_config_dict(tune_flags.Config, fields)
-    if topology.missing(chips.find("v6e")) is not None:
-        pytest.skip(str(topology.missing(chips.find("v6e"))))
     assert tune_flags.run(config, tmp_path) == 0
-    assert made == [Attention("v6e", 32, 2048, num_heads=8, num_kv_heads=2, head_dim=128, page_size=128)]
-    text = (tmp_path / "attention_blocks.txt").read_text()
-    assert "# Attention while decoding of llama3-8b, bfloat16, 32 sequences of 2048 tokens." in text
-    assert "# The defaults: 41 µs a layer." in text and xla_flags.parse(text, "blocks") == ()
+    assert made == [("ragged_paged_attention", "llama3_8b_of_4", "v6e")]
+    text = (tmp_path / "ragged_paged_attention_llama3_8b_of_4_blocks.txt").read_text()
+    assert "# The kernels of ragged_paged_attention, llama3_8b_of_4." in text and "alone takes 40.5 µs" in text
+    assert "# The defaults: 41 µs a call." in text and xla_flags.parse(text, "blocks") == ()
+    assert "ragged_paged_attention.pallas_tpu.BLOCK_KV=4096: 1.000" in text
 
 
-@pytest.mark.parametrize("which", ["v5e", "v5p", "v6e"])
-def test_the_block_sizes_that_are_searched_are_the_kernel_s(which):
-    _, fields = config_file.split(config_file.load(f"configs/tune_flags.py:{which}_blocks"))
-    for name, values, _ in config_lib.from_config_dict(tune_flags.Config, fields).factors:
-        module, constant = find(name)
-        assert getattr(module, constant) not in values
+def test_a_kernel_is_measured_on_a_tpu_and_nowhere_else(tmp_path, monkeypatch):
+    _, fields = config_file.split(config_file.load("configs/tune_flags.py:tpu/ssd/mamba2_2_7b_decode_64"))
+    config = config_lib.from_config_dict(tune_flags.Config, fields)
+    with pytest.raises(ValueError, match=r"what JAX runs on is cpu. Name a TPU \(chip=\)"):
+        tune_flags.run(config, tmp_path)
+    with pytest.raises(ValueError, match="H100 SXM is gpu|H100.* is gpu"):
+        tune_flags.run(dataclasses.replace(config, chip="h100", set_name="h100/blocks"), tmp_path)
+    made = []
+    monkeypatch.setattr(tune_flags.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(tune_flags, "MeasuredKernel", lambda *of, **rounds: made.append((of, rounds)))
+    tune_flags._kernel(config)
+    assert made == [(("ssd", "mamba2_2_7b_decode_64"), dict(rounds=9, dispatches=11))]
 
 
 @pytest.mark.parametrize("which", ["cpu", "v5e"])

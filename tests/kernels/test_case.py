@@ -2,8 +2,10 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from flexjax.jobs import check_gpu
 from flexjax.jobs.bench_kernels import timed_ops
 from flexjax.kernels.case import can_serve
 
@@ -27,8 +29,34 @@ def test_every_op_gives_cases_whose_result_is_their_next_argument(op):
     for case in cases:
         assert case.moved_bytes > 0 and case.operations >= 0 and case.calls >= 1
     smallest = min(cases, key=lambda c: c.moved_bytes + c.operations)
-    state, *constants = smallest.make()
+    state, *constants = jax.eval_shape(smallest.make)
     if can_serve(smallest.step, (state, *constants)) is None:
         out = jax.eval_shape(smallest.step, state, *constants)
         like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
         assert like(out) == like(state)
+
+
+SMALL = {
+    "lora_matmul": "shipped_decode_1",
+    "sample_top": "one_row",
+    "selective_scan": "odd_sizes",
+    "short_convolution": "width_2",
+    "ssd": "odd_sizes",
+}
+
+
+@pytest.mark.parametrize("op", SMALL)
+def test_serving_shapes_are_timed_by_every_body_and_steps_stay_finite(op: str, monkeypatch: pytest.MonkeyPatch):
+    bench = importlib.import_module(f"flexjax.kernels.{op}.bench")
+    assert set(bench.SERVING_SPECS) and all(spec.dtype for spec in bench.SERVING_SPECS.values())
+    spec = importlib.import_module(f"flexjax.kernels.{op}.arg_specs").ARG_SPECS[SMALL[op]]
+    monkeypatch.setattr(bench, "SERVING_SPECS", {"small": spec})
+    (case,) = bench.cases()
+    assert (case.op, case.shape, case.body) == (op, "small", "xla")
+    state, *others = case.make()
+    after = jax.jit(case.step)(state, *others)
+    finite = lambda x: bool(jnp.all(jnp.isfinite(x) | (x == -np.inf)))  # Logits may be -inf.
+    assert all(map(finite, jax.tree.leaves(after)))
+    ((ours, theirs),) = check_gpu._serving(op)
+    assert (ours.body, theirs.body, theirs.calls) == ("triton_gpu", "xla", check_gpu.LAYERS)
+    assert can_serve(theirs.step, theirs.make()) is None

@@ -1,50 +1,108 @@
-"""A kernel's scheduled instructions, read from the compiler's listing and from a real compile."""
+"""A kernel's cost by what its compiler schedules, and by timing it."""
 
+import types
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from flexjax.hardware import chips, topology
+from flexjax.kernels.case import Case
 from flexjax.kernels.ragged_paged_attention import pallas_tpu
-from flexjax.tune import Attention, CompiledKernel
-from flexjax.tune.blocks import block_sizes
-from flexjax.tune.kernel import by_depth
+from flexjax.tune import CompiledKernel, MeasuredKernel, Refused, kernel, tuning_of
 
-NAME = "ragged_paged_attention.pallas_tpu.{}".format
-LISTING = """\
-= control target key start
-LH: loop header
-
-     0   :  { %s1 = smov 0 }
-   0x1 LB: > { %s2 = sadd.s32 1, %s1 }
-   0x2   : > { %p0 = scmp.ge.s32.totalorder %s2, 4  ;;  %9 = sbr.rel (%p0) target = $region2 }
-   0x3   :  {}
-   0x4   :  {} /* End region 1 */
-   0x5 LB: >> { %v1 = vld [vmem:[%s3] sm:$0xff] }
-   0x6   : >> { %8 = sbr.rel (!%p1) target = $region3 }
-   0x7   : > { %7 = sbr.rel (!%p0) target = $region4 }
-     hlo: ragged_paged_attention.1
-   0x8   :  { %10 = vsyncpa [#allocation4], 1 }
-"""
+OPS = ("lora_matmul", "quantized_matmul", "ragged_paged_attention", "selective_scan", "short_convolution", "ssd")
+needs_libtpu = pytest.mark.skipif(
+    topology.missing(chips.find("v5e")) is not None, reason=str(topology.missing(chips.find("v5e")))
+)
 
 
-def test_bundles_count_where_they_stand_and_shadows_of_branches_with_them():
-    listing = LISTING.replace(":  {} /* End region 1 */", ":  {}")
-    assert by_depth(listing) == [2, 5, 2]
-    assert by_depth("") == []
-
-
-def test_turns_follow_the_block_sizes():
-    attention = Attention("v5e", batch=32, context=2048, num_heads=8, num_kv_heads=2, head_dim=128, page_size=128)
-    assert attention.read_bytes == 32 * 2048 * 2 * 2 * 128 * 2
-    with block_sizes({NAME("BLOCK_KV"): 1024, NAME("BLOCK_DECODES"): 16, NAME("MAX_BLOCK_PAGES"): 16}):
-        assert attention.turns == [1, 2, 32, 64]
-    with block_sizes({NAME("BLOCK_KV"): 1024, NAME("BLOCK_DECODES"): 64, NAME("MAX_BLOCK_PAGES"): 2}):
-        assert attention.turns == [1, 32, 32 * 8]
+def test_an_op_without_block_sizes_is_refused():
+    with pytest.raises(ValueError, match=r"There is no flexjax\.kernels\.sample_top\.tuning"):
+        tuning_of("sample_top")
 
 
 @pytest.mark.tpu
-@pytest.mark.skipif(topology.missing(chips.find("v5e")) is not None, reason=str(topology.missing(chips.find("v5e"))))
-def test_small_blocks_cost_turns():
-    evaluate = CompiledKernel(Attention("v5e", 16, 1024, num_heads=4, num_kv_heads=1, head_dim=128, page_size=128))
-    cost = evaluate({NAME("BLOCK_KV"): pallas_tpu.BLOCK_KV // 8})
+@needs_libtpu
+def test_small_blocks_cost_turns_and_each_chip_has_its_own(monkeypatch: pytest.MonkeyPatch):
+    evaluate = CompiledKernel("ragged_paged_attention", "llama3_8b_of_8", "v5e")
+    cost = evaluate({"ragged_paged_attention.pallas_tpu.BLOCK_KV": 128})
     assert cost.ratio > 1.2
-    assert cost.default_value >= 1e6 * 16 * 1024 * 2 * 128 * 2 / 819e9
+    assert cost.default_value >= evaluate.least == pytest.approx(1e6 * 32 * 2048 * 2 * 128 * 2 / 819e9, rel=1e-3)
+
+
+@pytest.mark.tpu
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [("ssd", "mamba2_2_7b_prefill_1024"), ("selective_scan", "mamba_2_8b_prefill_1024"),
+     ("short_convolution", "mamba2_2_7b_decode_64"), ("lora_matmul", "llama3_8b_decode_8"),
+     ("quantized_matmul", "llama3_8b_gate_up_8")],
+)  # fmt: skip
+def test_the_loops_that_an_op_declares_are_those_that_its_compiler_lists(op: str, shape: str):
+    evaluate = CompiledKernel(op, shape, "v5e")  # NotImplementedError where they are not.
+    assert evaluate({}).value >= evaluate.least > 0
+
+
+def test_loops_that_are_not_known_are_refused(monkeypatch: pytest.MonkeyPatch):
+    listed = {"ragged_paged_attention": kernel.read("   0x1 LB: > { x }\n   0x2 LB: > { x }\n")}
+    monkeypatch.setattr(kernel, "_listed", lambda *_: listed)
+    with pytest.raises(NotImplementedError, match=r"0 bundles \[1 bundles\] \[1 bundles\], not those that are known"):
+        CompiledKernel("ragged_paged_attention", "llama3_8b_of_8", "v5e")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_tried_is_there(op: str):
+    tuning = tuning_of(op)
+    for block in tuning.BLOCKS:
+        assert block.note and getattr(kernel.importlib.import_module(f"flexjax.kernels.{op}.pallas_tpu"), block.name)
+    for shape in tuning.SHAPES:
+        assert tuning.case(shape).moved_bytes > 0
+        assert all(each.moved_bytes > 0 for each in tuning.kernels(shape))
+
+
+class Clock:
+    """Microseconds that pass by the size of the blocks that a call was compiled with."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch):
+    """An op whose body takes as long as there are blocks of its 2048 tokens, on a clock that stands still else."""
+    clock = Clock()
+
+    def tick(x, block):
+        clock.now += 1e-6 * 2048 / block
+        return x
+
+    def case(shape: str) -> Case:
+        def step(state, one):
+            block = pallas_tpu.MAX_BLOCK_PAGES
+            if block > 1000:
+                raise NotImplementedError("too many pages")
+            ticked = jax.pure_callback(lambda x: tick(x, block), state, state)
+            return ticked + (one if block < 8 else 0 * one)
+
+        return Case("op", shape, "pallas_tpu", lambda: (jnp.zeros(()), jnp.ones(())), step, 1.0, 1.0, "float32")
+
+    monkeypatch.setattr(kernel, "tuning_of", lambda op: types.SimpleNamespace(case=case))
+    monkeypatch.setattr(kernel, "time", clock)
+    monkeypatch.setattr(kernel, "CALLS", 3)
+    return MeasuredKernel("op", "any", rounds=3, dispatches=2)
+
+
+def test_a_kernel_is_timed_beside_itself_with_other_blocks(measured: MeasuredKernel):
+    name = "ragged_paged_attention.pallas_tpu.MAX_BLOCK_PAGES"
+    cost = measured({name: 32})
+    assert (cost.low, cost.ratio, cost.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert (cost.value, cost.default_value) == pytest.approx((64.0, 128.0))
+    assert cost.same_results
+    assert measured({name: 4}).same_results is False
+    assert measured.kind == "measured"
+    with pytest.raises(Refused, match="too many pages"):
+        measured({name: 2000})

@@ -34,9 +34,9 @@ class ArgSpec:
         return rows + states * jnp.dtype(self.state_dtype).itemsize + (self.N + 2) * self.D * 4
 
     @property
-    def state_updates(self) -> int:
-        """Elements of state computed: an exponential, four products and two sums each."""
-        return sum(self.batch.rows) * self.N * self.D
+    def operations(self) -> int:
+        """Multiplications and additions: four and two an element of state that is computed, beside an exponential."""
+        return 6 * sum(self.batch.rows) * self.N * self.D
 
     def arguments(self, seed: int = 0) -> tuple[Array | None, ...]:
         """x, dt, A, B, C, skip, dt_bias, z, states, query_starts, state_slots, fresh, of the size that a model begins
@@ -59,7 +59,6 @@ class ArgSpec:
         )
 
 
-DECODE, PREFILL = Batch((1,) * 16), Batch((512,))
 MAMBA_130M = functools.partial(ArgSpec, D=1536)
 MAMBA_2_8B = functools.partial(ArgSpec, D=5120)
 
@@ -75,4 +74,9 @@ ARG_SPECS: dict[str, ArgSpec] = {
     ),
     "ungated": ArgSpec(D=256, N=8, batch=Batch((1, 20, 3)), gated=False),
     "odd_sizes": ArgSpec(D=24, N=5, batch=Batch((1, 2, 30), goes_on=(False, True, True), padding_rows=1)),
+}
+# Sizes to be timed or compiled for, too large to be checked everywhere.
+SERVING_SPECS: dict[str, ArgSpec] = {
+    "mamba_2_8b_decode_64": MAMBA_2_8B(batch=Batch((1,) * 64), dtype="bfloat16"),
+    "mamba_2_8b_prefill_1024": MAMBA_2_8B(batch=Batch((1024,)), dtype="bfloat16"),
 }

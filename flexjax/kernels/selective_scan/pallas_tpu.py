@@ -44,7 +44,7 @@ def selective_scan(
     del max_query_len  # Decoding rows are segments like others.
     (T, D), N = x.shape, A.shape[0]
     _refuse(x, A, states)
-    rows = min(BLOCK_ROWS, -(-T // (2 * SUBLANES)) * 2 * SUBLANES)
+    rows = block_rows(T)
     scalars = scalars_of(T, rows, query_starts, state_slots, fresh)
 
     by_row = lambda width: pl.BlockSpec((rows, width), lambda i, *_: (i, 0))
@@ -86,6 +86,11 @@ def selective_scan(
         name="selective_scan",
     )  # fmt: skip
     return call(*scalars, *inputs, states)
+
+
+def block_rows(num_rows: int) -> int:
+    """Rows at a time, of so many."""
+    return min(BLOCK_ROWS, -(-num_rows // (2 * SUBLANES)) * 2 * SUBLANES)
 
 
 def _refuse(x: Array, A: Array, states: Array) -> None:

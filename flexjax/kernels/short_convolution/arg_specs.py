@@ -32,6 +32,11 @@ class ArgSpec:
         states = len(self.batch.rows) * 2 - sum(self.batch.fresh)
         return (2 * sum(self.batch.rows) + states * self.W) * self.D * jnp.dtype(self.dtype).itemsize
 
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * sum(self.batch.rows) * self.W * self.D
+
     def arguments(self, seed: int = 0) -> tuple[Array | None, ...]:
         """x, weight, bias, states, query_starts, state_slots, fresh; every slot is filled, those of nobody too."""
         rng = np.random.default_rng(seed)
@@ -67,4 +72,9 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "short_rows": ArgSpec(D=24, batch=Batch((1, 2, 3, 4, 2, 1), goes_on=(True,) * 6), bias=False, silu=False),
     "one_fresh_row": ArgSpec(D=24, batch=Batch((1, 1), goes_on=(False, True), padding_rows=2)),
     "width_2": ArgSpec(D=20, W=2, batch=Batch((5, 1, 9), padding_sequences=1)),
+}
+# Sizes to be timed or compiled for, too large to be checked everywhere.
+SERVING_SPECS: dict[str, ArgSpec] = {
+    "mamba2_2_7b_decode_64": MAMBA2_2_7B(batch=Batch((1,) * 64), dtype="bfloat16"),
+    "mamba2_2_7b_prefill_1024": MAMBA2_2_7B(batch=Batch((1024,)), dtype="bfloat16"),
 }

@@ -17,6 +17,7 @@ from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalar
 
 BLOCK_ROWS = 128
 UNROLL = 8  # Registers of channels computed in one turn of a loop.
+UNROLL_REGISTERS = 2  # Registers of channels of many rows computed in one turn of the loop.
 VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 LANES, SUBLANES = 128, 8  # Of a vector register.
 
@@ -37,7 +38,7 @@ def short_convolution(
     del max_query_len  # Decoding rows are segments like others.
     (T, D), W = x.shape, weight.shape[0]
     _refuse(x, weight)
-    rows = min(BLOCK_ROWS, -(-T // (2 * SUBLANES)) * 2 * SUBLANES)
+    rows = block_rows(T)
     scalars = scalars_of(T, rows, query_starts, state_slots, fresh)
     bias = jnp.zeros(D, jnp.float32) if bias is None else bias.astype(jnp.float32)
     by_row = pl.BlockSpec((rows, D), lambda i, *_: (i, 0))
@@ -66,6 +67,16 @@ def short_convolution(
         name="short_convolution",
     )
     return call(*scalars, *inputs, states)
+
+
+def block_rows(num_rows: int) -> int:
+    """Rows at a time, of so many."""
+    return min(BLOCK_ROWS, -(-num_rows // (2 * SUBLANES)) * 2 * SUBLANES)
+
+
+def row_group(registers: int) -> int:
+    """Registers of channels of a row alone at a time: as many as divide all evenly."""
+    return max(n for n in range(1, UNROLL + 1) if registers % n == 0)
 
 
 def _refuse(x: Array, weight: Array) -> None:
@@ -102,14 +113,14 @@ def _kernel(*refs: Any, silu: bool):
             function(register, pl.ds(pl.multiple_of(register * LANES, LANES), LANES))
             return carry
 
-        jax.lax.fori_loop(0, D // LANES, turn, 0, unroll=2)
+        jax.lax.fori_loop(0, D // LANES, turn, 0, unroll=UNROLL_REGISTERS)
 
     @each_register
     def _(register, lanes):
         inputs[register, pl.ds(SUBLANES, rows)] = jnp.where(live, x[:, lanes].astype(jnp.float32), 0.0)
         y[register, :rows] = convolved(inputs, register, lanes, SUBLANES - W + 1, rows)
 
-    group = max(n for n in range(1, UNROLL + 1) if (D // LANES) % n == 0)
+    group = row_group(D // LANES)
 
     def row(begin, state):
         def turn(i, carry):

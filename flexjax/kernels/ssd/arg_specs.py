@@ -39,9 +39,9 @@ class ArgSpec:
         return rows + sum(self.batch.rows) * self.H * 4 + states * jnp.dtype(self.state_dtype).itemsize
 
     @property
-    def products(self) -> int:
-        """Multiply-adds of the recurrence: one to update an element of state, one to read it."""
-        return 2 * sum(self.batch.rows) * self.N * self.D
+    def operations(self) -> int:
+        """Multiplications and additions of the recurrence: one each to update an element of state, and to read it."""
+        return 4 * sum(self.batch.rows) * self.N * self.D
 
     def arguments(self, seed: int = 0) -> tuple[Array, ...]:
         """x, dt, A, B, C, skip, states, query_starts, state_slots, fresh, of the size that a model begins with; every
@@ -79,4 +79,9 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "small": ArgSpec(H=4, N=64, batch=Batch((1, 70, 1, 75, 1), padding_rows=2)),
     "groups": ArgSpec(H=8, P=32, G=2, batch=Batch((40, 1, 3)), dtype="bfloat16"),
     "odd_sizes": ArgSpec(H=3, P=5, G=3, N=6, batch=Batch((1, 2, 30), goes_on=(False, True, True), padding_rows=1)),
+}
+# Sizes to be timed or compiled for, too large to be checked everywhere.
+SERVING_SPECS: dict[str, ArgSpec] = {
+    "mamba2_2_7b_decode_64": MAMBA2_2_7B(batch=Batch((1,) * 64), dtype="bfloat16"),
+    "mamba2_2_7b_prefill_1024": MAMBA2_2_7B(batch=Batch((1024,)), dtype="bfloat16"),
 }
