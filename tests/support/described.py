@@ -59,6 +59,16 @@ def triton_kernels(
     return [_assembled(each) for each in made]
 
 
+def check_fits(kernels: list[TritonKernel], chip_name: str, names: list[str]) -> None:
+    """They are those, and take no more registers and shared memory than there are, so that nothing is spilled."""
+    compiler = chips.find(chip_name).compiler
+    assert compiler is not None
+    assert [kernel.name for kernel in kernels] == names
+    for kernel in kernels:
+        assert kernel.spilled_bytes == 0 and kernel.registers <= 255
+        assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
+
+
 def _assembled(kernel: Any) -> TritonKernel:
     capability = re.search(r"\.target (\w+)", kernel.binary)
     assert capability

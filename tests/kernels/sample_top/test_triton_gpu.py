@@ -1,6 +1,5 @@
 """The GPU body: its values interpreted on a CPU and, where there is one, on a GPU; what its compiler makes of it."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import triton_interpreter
+from bodies import beside_the_formula, on_a_gpu
 from described import GPUS, triton_kernels
 
 from flexjax.kernels.sample_top import sample_top
@@ -20,12 +20,10 @@ def test_values_by_the_interpreter():
     triton_interpreter.run_tests(Path(__file__).with_name("on_triton_interpreter.py"))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+@on_a_gpu
 @pytest.mark.parametrize("name", ARG_SPECS)
 def test_values_on_a_gpu(name: str):
-    arguments = ARG_SPECS[name].arguments()
-    got, want = (jax.jit(functools.partial(sample_top, body=body))(*arguments) for body in ("triton_gpu", "base"))
+    ((got, want),) = beside_the_formula(sample_top, ARG_SPECS[name])
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 

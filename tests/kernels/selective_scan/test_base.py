@@ -2,13 +2,13 @@
 
 import functools
 
+import bodies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from flexjax import kernels
 from flexjax.kernels.recurrent import Batch
 from flexjax.kernels.selective_scan import selective_scan, selective_scan_dense
 from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS, ArgSpec
@@ -17,21 +17,7 @@ from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS, ArgSpec
 INTERPRETED = ["mamba_130m_decode", "mamba_130m_mixed", "ungated"]
 
 
-@functools.cache
-def jitted(body: str, **options):
-    """The op under jit; asserts that `body` is what was traced."""
-
-    def traced(*arguments):
-        kernels.forget()
-        result = selective_scan(*arguments, body=body, **options)
-        assert [choice.body for choice in kernels.bodies_used()["selective_scan"]] == [body]
-        return result
-
-    return jax.jit(traced)
-
-
-def call(spec: ArgSpec, body: str, arguments=None):
-    return jitted(body, **spec.options)(*(spec.arguments() if arguments is None else arguments))
+call = functools.partial(bodies.call, selective_scan)
 
 
 @functools.cache
@@ -60,7 +46,7 @@ def check(spec: ArgSpec, result) -> None:
     np.testing.assert_allclose(np.asarray(out, np.float64), want, **tolerance)
     tolerance = dict(atol=1e-5, rtol=1e-5) if spec.state_dtype == "float32" else dict(atol=1e-5, rtol=2**-7)
     np.testing.assert_allclose(states.astype(jnp.float32), want_states.astype(np.float32), **tolerance)
-    untouched = np.isin(np.arange(len(states)), np.asarray(spec.arguments()[-2])[: len(spec.batch.rows)], invert=True)
+    untouched = bodies.untouched(spec, states)
     np.testing.assert_array_equal(states[untouched], want_states[untouched])
 
 
@@ -102,7 +88,7 @@ def test_chunked_equals_whole(body: str):
         part = slice(done, done + rows)
         arguments = (x[part], dt[part], A, B[part], C[part], skip, dt_bias, z[part], states)
         batch = (jnp.array([0, rows], jnp.int32), slots, fresh & (done == 0))
-        out, states = jitted(body, max_query_len=rows)(*arguments, *batch)
+        out, states = bodies.jitted(selective_scan, body, max_query_len=rows)(*arguments, *batch)
         outs, done = [*outs, out], done + rows
     np.testing.assert_allclose(np.concatenate(outs), whole, atol=1e-5)
     np.testing.assert_allclose(states, want, atol=1e-6)

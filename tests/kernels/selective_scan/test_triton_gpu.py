@@ -3,13 +3,12 @@
 import functools
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import triton_interpreter
-from described import GPUS, triton_kernels
+from bodies import beside_the_formula, on_a_gpu
+from described import GPUS, check_fits, triton_kernels
 
-from flexjax.hardware import chips
 from flexjax.kernels.selective_scan import selective_scan
 from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS
 
@@ -20,24 +19,17 @@ def test_values_by_the_interpreter():
     triton_interpreter.run_tests(Path(__file__).with_name("on_triton_interpreter.py"))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+@on_a_gpu
 @pytest.mark.parametrize("name", ARG_SPECS)
 def test_values_on_a_gpu(name: str):
     spec = ARG_SPECS[name]
-    run = lambda body: jax.jit(functools.partial(selective_scan, body=body, **spec.options))(*spec.arguments())
-    for got, want in zip(run("triton_gpu"), run("base"), strict=True):
-        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    for got, want in beside_the_formula(selective_scan, spec):
         np.testing.assert_allclose(got, want, atol=5e-5 if spec.dtype == "float32" else 2**-4)
 
 
 @pytest.mark.parametrize("chip", GPUS)
 def test_compiles_into_registers_and_shared_memory(chip: str, monkeypatch: pytest.MonkeyPatch):
-    spec, compiler = ARG_SPECS["mamba_130m_mixed"], chips.find(chip).compiler
-    assert compiler is not None
+    spec = ARG_SPECS["mamba_130m_mixed"]
     # The op itself: for a described GPU it takes this body.
     kernels = triton_kernels(monkeypatch, chip, functools.partial(selective_scan, **spec.options), *spec.arguments())
-    assert [kernel.name for kernel in kernels] == ["_scan"]
-    for kernel in kernels:
-        assert kernel.spilled_bytes == 0 and kernel.registers <= 255
-        assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
+    check_fits(kernels, chip, ["_scan"])

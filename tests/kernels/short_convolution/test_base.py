@@ -2,13 +2,13 @@
 
 import functools
 
+import bodies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from flexjax import kernels
 from flexjax.kernels.recurrent import Batch
 from flexjax.kernels.short_convolution import short_convolution, short_convolution_dense
 from flexjax.kernels.short_convolution.arg_specs import ARG_SPECS, ArgSpec
@@ -18,21 +18,7 @@ BODIES = ["base", "xla"]
 INTERPRETED = ["mamba_130m_mixed", "mamba2_2_7b_decode", "registers"]
 
 
-@functools.cache
-def jitted(body: str, **options):
-    """The op under jit; asserts that `body` is what was traced."""
-
-    def traced(*arguments):
-        kernels.forget()
-        result = short_convolution(*arguments, body=body, **options)
-        assert [choice.body for choice in kernels.bodies_used()["short_convolution"]] == [body]
-        return result
-
-    return jax.jit(traced)
-
-
-def call(spec: ArgSpec, body: str, arguments=None):
-    return jitted(body, **spec.options)(*(spec.arguments() if arguments is None else arguments))
+call = functools.partial(bodies.call, short_convolution)
 
 
 def formula(spec: ArgSpec):
@@ -97,7 +83,7 @@ def test_chunked_equals_whole(body: str):
         part = dict(silu=True, max_query_len=rows)
         starts = jnp.array([0, rows], jnp.int32)
         arguments = (x[done : done + rows], weight, bias, states, starts, slots, fresh & (done == 0))
-        out, states = jitted(body, **part)(*arguments)
+        out, states = bodies.jitted(short_convolution, body, **part)(*arguments)
         outs, done = [*outs, out], done + rows
     np.testing.assert_allclose(np.concatenate(outs), whole, atol=1e-6)
     np.testing.assert_array_equal(states, want)
