@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "shares.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -29,7 +30,8 @@ constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
 constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
 constexpr int kManyRows = 256;     // rows of a task, at most
-constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use
+constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use …
+constexpr int64_t kSoon = 2048;    // … and once more
 constexpr int kFewRows = 4;        // up to so many are quicker without AMX, whose tiles are slow to load from memory
 
 constexpr int ElementsOfLine(Format f) { return 1 << f; }
@@ -155,7 +157,7 @@ inline int64_t ScratchBytes(const Product& p) { return 4 * kBlock * kPanel * 4 +
 
 constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
 constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
-constexpr int64_t kTaskBytes = 64 << 10;     // Weight bytes of the shortest task, about.
+constexpr int64_t kStepBytes = 32 << 10;     // Weight bytes that a thread takes at once, about.
 
 // Computes `p.out`. `parallel(threads, n, f)` calls f(0) … f(n - 1), on at most so many threads.
 template <typename Parallel>
@@ -179,21 +181,19 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
     for (int64_t row = 16 * i; row < std::min(p.T, 16 * i + 16); ++row) body.prepare(p, body.form, row);
   });
 
-  // Long runs of panels for each thread, since where one ends nothing is asked for ahead; shorter ones towards the end,
-  // so that all threads end together.
-  thread_local std::vector<Task> own_tasks;
-  std::vector<Task>& tasks = own_tasks;  // A thread_local's name would mean another one in the helpers.
-  tasks.clear();
-  const int64_t least = std::max<int64_t>(kTaskBytes / p.panel_bytes(), 1);
-  for (int64_t row = 0; row < p.T; row += kManyRows)
-    for (int64_t panel = 0, count; panel < p.panels; panel += count) {
-      const int64_t left = p.panels - panel;
-      count = threads == 1 ? left : std::min(left, std::max(2 * left / (3 * threads), least));
-      tasks.push_back({panel, count, row, std::min<int64_t>(kManyRows, p.T - row)});
-    }
-  parallel(threads, (int64_t)tasks.size(), [&](int64_t i) {
+  // A unit of work is a panel for up to kManyRows rows.
+  const int64_t blocks = (p.T + kManyRows - 1) / kManyRows, step = std::max<int64_t>(kStepBytes / p.panel_bytes(), 1);
+  const int64_t shares = std::min(threads, blocks * p.panels);
+  flexjax::Shares work(blocks * p.panels, shares);
+  parallel(threads, shares, [&](int64_t own) {
     thread_local std::vector<uint8_t> own_scratch;
-    body.multiply(p, tasks[i], Aligned(own_scratch, ScratchBytes(p)));
+    uint8_t* scratch = Aligned(own_scratch, ScratchBytes(p));
+    for (flexjax::Range run; (run = work.Take(own, step)).count > 0;)
+      for (int64_t unit = run.first, end = run.first + run.count, count; unit < end; unit += count) {
+        const int64_t row = unit / p.panels * kManyRows, panel = unit % p.panels;
+        count = std::min(end - unit, p.panels - panel);
+        body.multiply(p, {panel, count, row, std::min<int64_t>(kManyRows, p.T - row)}, scratch);
+      }
   });
 }
 
