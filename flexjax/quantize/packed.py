@@ -14,6 +14,8 @@ from flexjax.kernels.quantized_matmul import Packed, pack, pack_gated, packed_ma
 from flexjax.quantize.table import QuantizedTable, Table
 from flexjax.quantize.weights import QuantizedWeight, Weight
 
+_NONE: Any = np.zeros(0, np.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
@@ -27,8 +29,9 @@ class PackedWeight(nnx.Module):
     """Projections of the same rows as one product, with the norm before it and what follows it folded in."""
 
     lines: nnx.Param
-    scale: nnx.Param
-    bias: nnx.Param
+    scale: nnx.Param | None  # What a weight has none of is no array: each costs a microsecond a dispatch.
+    bias: nnx.Param | None
+    norm: nnx.Param | None = None
 
     def __init__(
         self,
@@ -44,8 +47,8 @@ class PackedWeight(nnx.Module):
         result is `activation(gates) * values`."""
         parts = [(*_matrix(weight), _row(bias)) for weight, bias in zip(weights, biases, strict=True)]
         self._hold(pack_gated(*parts) if gate else pack(*_side_by_side(parts)))
-        factors = np.zeros(0, np.float32) if norm is None else np.asarray(norm.factors, np.float32)
-        self.norm = nnx.Param(jnp.asarray(factors), axes=(None,))
+        if norm is not None:
+            self.norm = nnx.Param(jnp.asarray(norm.factors, jnp.float32), axes=(None,))
         self.eps = 0.0 if norm is None else norm.eps
         self.activation, self.gate = activation, gate
         self.activation_dtype = activation_dtype if self.packed.dtype in (jnp.int8, jnp.int4) else None
@@ -53,12 +56,13 @@ class PackedWeight(nnx.Module):
     def _hold(self, packed: Packed) -> None:
         for name in ("lines", "scale", "bias"):
             array = getattr(packed, name)
-            setattr(self, name, nnx.Param(array, axes=(None,) * array.ndim))
+            setattr(self, name, nnx.Param(array, axes=(None,) * array.ndim) if array.size else None)
         self.D, self.F = packed.D, packed.F
 
     @property
     def packed(self) -> Packed:
-        return Packed(self.lines[...], self.scale[...], self.bias[...], self.D, self.F, self.gate)
+        scale, bias = (_NONE if held is None else held[...] for held in (self.scale, self.bias))
+        return Packed(self.lines[...], scale, bias, self.D, self.F, self.gate)
 
     def __call__(
         self, x: Float[Array, "T D"], *, residual: Float[Array, "T F"] | None = None, out_dtype: Any = jnp.float32
@@ -68,7 +72,7 @@ class PackedWeight(nnx.Module):
             x,
             self.packed,
             activation_dtype=self.activation_dtype,
-            norm=self.norm[...] if self.norm.size else None,
+            norm=None if self.norm is None else self.norm[...],
             eps=self.eps,
             activation=self.activation,
             residual=residual,
@@ -83,7 +87,6 @@ class PackedTable(PackedWeight):
         values, scale = (table.values, table.scale) if isinstance(table, QuantizedTable) else (table, None)
         self.dtype = table.dtype
         self._hold(pack(np.asarray(values[...]).T, None if scale is None else np.asarray(scale[...])))
-        self.norm = nnx.Param(jnp.zeros(0, jnp.float32), axes=(None,))
         self.eps, self.activation, self.gate = 0.0, "none", False
         self.activation_dtype = activation_dtype if scale is not None else None
 
@@ -91,7 +94,7 @@ class PackedTable(PackedWeight):
         """The vectors of tokens: one column of a panel's lines each."""
         panel, tile, column = tokens // 32, tokens % 32 // 16, tokens % 16
         found = self.lines[...][panel, :, tile, :, column].reshape(*tokens.shape, -1)[..., : self.D]
-        if not self.scale.size:
+        if self.scale is None:
             return found
         scale = self.scale[...][panel, tokens % 32]
         return (found.astype(jnp.float32) * jnp.broadcast_to(scale[..., None], found.shape)).astype(self.dtype)
