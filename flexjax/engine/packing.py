@@ -42,16 +42,15 @@ class Packing:
             "prompt_lengths": (ints, (b,)),
             "wants_logprobs": (ints, (b,)),
         }
+        self.record = np.dtype([(name, dtype, dims) for name, (dtype, dims) in self.fields.items()])
         sizes = [int(np.prod(dims)) for _, dims in self.fields.values()]
         self.offsets = dict(zip(self.fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         self.size = sum(sizes)
 
     def views(self, packed: np.ndarray) -> dict[str, np.ndarray]:
         """Writable views of a packed host array, one a field."""
-        return {
-            name: packed[self.offsets[name] : self.offsets[name] + int(np.prod(dims))].view(dtype).reshape(dims)
-            for name, (dtype, dims) in self.fields.items()
-        }
+        record = packed.view(self.record)
+        return {name: record[name].reshape(dims) for name, (_, dims) in self.fields.items()}
 
     def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
         fields = {}
