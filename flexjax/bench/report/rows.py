@@ -100,4 +100,5 @@ def _model(config: Mapping[str, Any], run: SideRun) -> dict[str, Any]:
         "model.name": run.described.get("served_model") or model_name(config),
         "model.weight_data_types": run.described.get("weights_dtype"),
         "model.cache_data_types": run.described.get("cache_dtype"),
+        "model.cache_bytes": run.described.get("cache_bytes"),
     }

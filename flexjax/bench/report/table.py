@@ -22,6 +22,7 @@ LABELS = {
     "cost_per_million_tokens": ("Cost of a million output tokens", "cost / 1M tokens"),
     "peak_memory": ("Peak memory of the process", "peak memory"),
     "batch_mean": ("Sequences in the batch, mean", "batch, mean"),
+    "cache_size": ("Cache of keys, values and state, whole", "cache"),
     "cache_use_p99": ("Cache in use, p99", "cache in use, p99"),
     "bits_per_byte": ("Bits per byte of held-out text", "bits per byte"),
     "rouge_l": ("ROUGE-L against the reference's answers", "ROUGE-L"),
@@ -126,6 +127,7 @@ def _per_run(result: BenchResult, scenario: str, running: Running) -> Iterator[R
         ("cost_per_million_tokens", "USD", "lower", "estimated", usd),
         ("peak_memory", "MiB", "lower", "measured", memory),
         ("batch_mean", "", None, "measured", lambda run: run.metrics.batch_occupancy.mean),
+        ("cache_size", "MiB", "lower", "measured", lambda run: _scaled(run.described.get("cache_bytes"), 2**-20)),
         ("cache_use_p99", "%", None, "measured", lambda run: _scaled(run.metrics.cache_use.p99, 100)),
     ]
     runs = [run for run in result.runs if run.scenario == scenario]
