@@ -43,6 +43,7 @@ class StepReport:
 
     @property
     def least_seconds(self) -> float:
+        """Of the bytes, or of the products as they are made: many rows times int4 are two on TPU."""
         return roofline.least_seconds(self.compiled.program, self.target.limits, self.weights + self.live_cache)
 
     @property
