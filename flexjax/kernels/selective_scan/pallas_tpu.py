@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
 
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 BLOCK_REGISTERS = 8  # Channels whose states are computed at a time, in registers of `LANES`.
 UNROLL = 8  # Rows computed in one turn of the loop.
 VMEM_BYTES = 96 * 2**20  # Of 128 MiB; the rest is XLA's.

@@ -7,7 +7,7 @@ from flexjax.kernels.selective_scan.arg_specs import SERVING_SPECS as SHAPES
 from flexjax.kernels.tuning import Block, Kernel, Loop, grid
 
 BLOCKS = (
-    Block("BLOCK_ROWS", (32, 128, 256), "Rows at a time."),
+    Block("BLOCK_ROWS", (32, 64, 256), "Rows at a time."),
     Block("BLOCK_REGISTERS", (4, 5, 10), "Registers of channels whose states are computed at a time."),
     Block("UNROLL", (4, 16), "Rows computed in one turn of the loop."),
 )

@@ -57,7 +57,8 @@ def test_equals_formula(body: str, name: str):
 
 
 @pytest.mark.parametrize("name", INTERPRETED)
-def test_the_tpu_body_equals_formula_in_the_interpreter(name: str):
+def test_the_tpu_body_equals_formula_in_the_interpreter(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flexjax.kernels.selective_scan.pallas_tpu.BLOCK_ROWS", 64)
     spec = ARG_SPECS[name]
     with pltpu.force_tpu_interpret_mode():
         check(spec, selective_scan(*spec.arguments(), body="pallas_tpu", **spec.options))
