@@ -21,6 +21,7 @@ def get_config():
     config.batches = (16, 32)
     config.batch_size = "M"
     config.batch_precisions = ("int8", "int8_rows")
+    config.resident_sizes = ("M",)
     config.rounds = 5
     config.step_rows = 256
     config.decode_steps = 8

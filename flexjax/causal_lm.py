@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int
 Axes = tuple[str | None, ...]  # One logical name a dimension.
 # Puts one parameter, given with its logical axes, on the device or mesh.
 Place = Callable[[np.ndarray, Axes], jax.Array]
+# What stands in the model for a parameter that was put there: itself, or a module of fewer bits.
+Convert = Callable[[nnx.Param], Any]
 Cache = Any  # The pytree of arrays that `CausalLM.cache_spec` declares.
 
 
@@ -145,9 +147,10 @@ class Recomputing(Protocol):
 class Packable(Protocol):
     """A `CausalLM` that has a form for the CPU's kernels."""
 
-    def packed(self, *, activation_dtype: str | None = None) -> CausalLM:
+    def packed(self, *, activation_dtype: str | None = None, release: bool = False) -> CausalLM:
         """The same model with its projections copied into the form that the kernels stream; with `activation_dtype`
-        rows are rounded for the products with quantised ones. Its attribute `rows_apart` is True where a row's
+        rows are rounded for the products with quantised ones. `release` frees the arrays of the first form as they are
+        packed: never more than one layer or table is held twice. Its attribute `rows_apart` is True where a row's
         result does not depend on how many there are."""
         ...
 
@@ -169,9 +172,9 @@ class Family(Protocol):
         """A model with fresh random weights, in `dtype`."""
         ...
 
-    def load(self, directory: str | Path, *, dtype: Any, place: Place = ...) -> CausalLM:
+    def load(self, directory: str | Path, *, dtype: Any, place: Place = ..., convert: Convert = ...) -> CausalLM:
         """The model of a Hugging Face directory, weights memory-mapped and put on the device, or where
-        `place` puts them, in `dtype`."""
+        `place` puts them, in `dtype`; then each becomes what `convert` makes of it, before the next is read."""
         ...
 
     def save(self, model: CausalLM, directory: str | Path) -> None:
@@ -239,6 +242,14 @@ def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:
         (jax.tree_util.keystr(path, simple=True, separator="."), p.get_metadata("axes"), p.get_value())
         for path, p in flat
     ]
+
+
+def set_parameter(model: Any, path: Sequence[Any], value: Any) -> None:
+    """Puts a parameter, or a module that stands for one, where `path` of the model's flat state says."""
+    *holders, name = path
+    for part in holders:
+        model = model[part] if isinstance(part, int) else getattr(model, part)
+    setattr(model, str(name), value)
 
 
 def zeros(spec: Any) -> Cache:

@@ -6,6 +6,8 @@ flight, so that it schedules the next step and hands over the last one's tokens 
 
 import collections
 import dataclasses
+import functools
+import gc
 import logging
 import secrets
 import threading
@@ -39,7 +41,7 @@ from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
 from flexjax.kernels.ragged_paged_attention import LARGEST
-from flexjax.quantize import cache_scale, quantize_weights
+from flexjax.quantize import cache_scale, quantize_weights, rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,19 @@ class Engine:
     raises ends its own request alone.
     """
 
-    def __init__(self, model: CausalLM, vocabulary: Vocabulary | None, config: EngineConfig, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        model: CausalLM,
+        vocabulary: Vocabulary | None,
+        config: EngineConfig,
+        mesh: Mesh | None = None,
+        *,
+        release: bool = False,
+    ):
         """Takes the model over: its weights may be quantised or laid out anew, and the old arrays given up.
 
-        `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`).
+        `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`). `release`
+        frees arrays as they are packed on a CPU, where the model is else left as it was.
         """
         started = time.perf_counter()
         self.placement = _placement(config, mesh)
@@ -70,7 +81,8 @@ class Engine:
             model = quantize_weights(model, config.weight_dtype)
         cache_dtype = config.cache_dtype or config.dtype
         kv_scale = cache_scale(model, cache_dtype) if cache_dtype in LARGEST else None
-        model = packed(suited(model, jax.default_backend(), release=True), config, self.placement.mesh)
+        model = suited(model, jax.default_backend(), release=True)
+        model = packed(model, config, self.placement.mesh, release=release)
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary
@@ -91,7 +103,9 @@ class Engine:
             kv_scale=kv_scale,
         )
         self.runner.compile()
+        gc.collect()  # Tracing leaves circles.
         memory.trim()
+        memory.forget_code()
         self.stats = EngineStats(self.pool.capacity, config.max_num_seqs, compile_seconds=self.runner.compile_seconds)
         self.stats.load_seconds = time.perf_counter() - started - self.runner.compile_seconds
         self._in_flight: collections.deque[tuple[Plan, Sampled]] = collections.deque()
@@ -118,10 +132,12 @@ class Engine:
         started = time.perf_counter()
         family, hf = causal_lm.family_of_directory(directory)
         vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
-        where = {} if mesh is None else {"place": place(mesh, SERVING)}
-        model = family.load(directory, dtype=jnp.dtype(config.dtype), **where)
+        options: dict[str, Any] = {} if mesh is None else {"place": place(mesh, SERVING)}
+        if config.weight_dtype is not None:
+            options["convert"] = functools.partial(rounded, name=config.weight_dtype)
+        model = family.load(directory, dtype=jnp.dtype(config.dtype), **options)
         loaded = time.perf_counter() - started
-        engine = cls(model, vocabulary, config, mesh)
+        engine = cls(model, vocabulary, config, mesh, release=True)
         engine.stats.load_seconds += loaded
         return engine
 

@@ -16,6 +16,7 @@ from flexjax.engine.placement import shardings_of
 from flexjax.engine.sampling import Sampled, empty_memory
 from flexjax.engine.scheduler import Plan
 from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
+from flexjax.hardware import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +105,16 @@ class StepRunner:
             formats = self.program.keep_layouts(done[first])
             self._weights = jax.device_put(self._weights, formats, donate=True)
         rest = [shape for shape in shapes if shape not in done]
-        lowered = [self.program.lower(shape) for shape in rest]
         with ThreadPoolExecutor(2) as pool:
-            compiled = list(pool.map(lambda low: low.compile(compiler_options=self._options), lowered))
-        done.update(zip(rest, compiled, strict=True))
+            done.update(zip(rest, pool.map(self._compile, rest), strict=True))
         self._compiled = {shape: done[shape] for shape in shapes}
         self.costs = [_cost(shape, step) for shape, step in self._compiled.items()]
         self.compile_seconds = time.perf_counter() - start
+
+    def _compile(self, shape: StepShape) -> jax.stages.Compiled:
+        compiled = self.program.lower(shape).compile(compiler_options=self._options)
+        memory.trim()  # Or the heap keeps for the next step what this one took, beside what that takes.
+        return compiled
 
     def run(self, plan: Plan) -> Sampled:
         """Dispatches a plan and returns at once; `tokens[j, i]` is what chunk i samples in step j."""

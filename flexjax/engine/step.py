@@ -57,12 +57,12 @@ def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
     return model
 
 
-def packed(model: CausalLM, config: EngineConfig, mesh: Mesh | None) -> CausalLM:
-    """The model with its weights as the CPU's kernels stream them, on one CPU; NotImplementedError where rows were to
-    be rounded and nothing here does so."""
+def packed(model: CausalLM, config: EngineConfig, mesh: Mesh | None, *, release: bool = False) -> CausalLM:
+    """The model with its weights as the CPU's kernels stream them, on one CPU; `release` gives the other form up.
+    NotImplementedError where rows were to be rounded and nothing here does so."""
     here = mesh is None and jax.default_backend() in PACKED_BACKENDS
     if here and isinstance(model, Packable) and packs(config.dtype):
-        return model.packed(activation_dtype=config.activation_dtype)
+        return model.packed(activation_dtype=config.activation_dtype, release=release)
     if config.activation_dtype is not None:
         raise NotImplementedError(
             f"activation_dtype={config.activation_dtype!r} is built for one CPU, with the kernels that a C++ compiler "

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import kernels
-from flexjax.causal_lm import find_family
+from flexjax.bench.resident import resident
+from flexjax.causal_lm import CausalLM, Family, find_family
 from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.kernels.quantized_matmul import pack, packed_matmul
@@ -51,13 +53,14 @@ class Config:
     batches: tuple[int, ...] = (16, 32)  # Requests at once, of the same prompt and output.
     batch_size: str = "M"  # The size that serves them …
     batch_precisions: tuple[str, ...] = ("int8", "int8_rows")  # … and in which precisions.
+    resident_sizes: tuple[str, ...] = ("M",)  # Whose resident memory is measured, in a process for each precision.
     rounds: int = 5  # The precisions of a size, and the limits, in turn, this often; the median counts.
     step_rows: int = 256  # In one step of an engine, or as many as the long prompt has tokens.
     decode_steps: int = 8  # In one dispatch.
 
     def __post_init__(self):
         for name, given, known in (
-            ("sizes", (*self.sizes, self.batch_size), SIZES),
+            ("sizes", (*self.sizes, *self.resident_sizes, self.batch_size), SIZES),
             ("precisions", (*self.precisions, *self.batch_precisions), PRECISIONS),
         ):
             if unknown := [one for one in given if one not in known]:
@@ -91,6 +94,7 @@ def run(config: Config, workdir: Path) -> int:
     console = Console()
     results = [r for size in config.sizes for r in _alone(size, config)]
     results += [r for batch in config.batches for r in _together(batch, config)]
+    results += [r for size in config.resident_sizes for r in _resident(size, config)]
     _print(console, results)
     used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     console.print(f"Bodies: {used}", markup=False)
@@ -154,20 +158,47 @@ def _together(batch: int, config: Config) -> Iterator[Result]:
         yield _result(size, name, f"batch_{batch}", "tokens/s", took[name], rate, None)
 
 
+def _resident(size: str, config: Config) -> Iterator[Result]:
+    """What a process keeps that serves one request at a time from a checkpoint, and the most that it held before."""
+    with tempfile.TemporaryDirectory() as directory:
+        family, model = _model(size, "bfloat16")
+        family.save(model, directory)
+        del model
+        for name in config.precisions:
+            options = _config(
+                name, max_num_seqs=1, max_num_batched_tokens=config.step_rows,
+                max_model_len=config.prompt + config.output, decode_steps=config.decode_steps,
+            )  # fmt: skip
+            found = resident(directory, options, prompt=config.prompt, output=config.output)
+            for what, held in (
+                ("resident", found.resident),
+                ("resident_peak", found.peak),
+                ("weights_and_cache", found.weights + found.cache),
+            ):
+                yield Result(size, name, what, "MB", held / 1e6, 0.0, None)
+
+
 def _engine(size: str, precision: str, **options: Any) -> Engine:
-    layers, width, heads, kv_heads, mlp, vocabulary = SIZES[size]
+    config = _config(precision, **options)
+    engine = Engine(_model(size, config.dtype)[1], None, config, release=True)
+    gc.collect()
+    return engine
+
+
+def _config(precision: str, **options: Any) -> EngineConfig:
     dtype, weight_dtype, activation_dtype = PRECISIONS[precision]
+    return EngineConfig(dtype=dtype, weight_dtype=weight_dtype, activation_dtype=activation_dtype, **options)
+
+
+def _model(size: str, dtype: str) -> tuple[Family, CausalLM]:
+    layers, width, heads, kv_heads, mlp, vocabulary = SIZES[size]
     family = find_family("LlamaForCausalLM")
     hf = dict(
         architectures=["LlamaForCausalLM"], num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
         num_key_value_heads=kv_heads, intermediate_size=mlp, vocab_size=vocabulary, max_position_embeddings=4096,
         rms_norm_eps=1e-5, rope_theta=10_000.0, tie_word_embeddings=True,
     )  # fmt: skip
-    model = family.build(family.config_from_hf(hf), dtype=jnp.dtype(dtype))
-    config = EngineConfig(dtype=dtype, weight_dtype=weight_dtype, activation_dtype=activation_dtype, **options)
-    engine = Engine(model, None, config)
-    gc.collect()
-    return engine
+    return family, family.build(family.config_from_hf(hf), dtype=jnp.dtype(dtype))
 
 
 def _generate(engine: Engine, batch: int, prompt: int, output: int, seed: int) -> list[list[float]]:

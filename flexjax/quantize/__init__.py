@@ -11,3 +11,4 @@ from flexjax.quantize.weights import FORMATS as FORMATS
 from flexjax.quantize.weights import QuantizedWeight as QuantizedWeight
 from flexjax.quantize.weights import Weight as Weight
 from flexjax.quantize.weights import quantize_weights as quantize_weights
+from flexjax.quantize.weights import rounded as rounded

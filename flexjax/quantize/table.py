@@ -2,22 +2,19 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Int8, Shaped
 
 
 class QuantizedTable(nnx.Module):
     """A [V, D] table, about `values * scale`, with one scale a token: an output channel of the last product."""
 
     def __init__(self, table: nnx.Param):
-        axes, wide = table.get_metadata("axes"), table[...].astype(jnp.float32)
-        scale = jnp.max(jnp.abs(wide), axis=1) / 127
-        scale = jnp.where(scale > 0, scale, 1.0)
-        self.values = nnx.Param(
-            jnp.round(wide / jnp.broadcast_to(scale[:, None], wide.shape)).astype(jnp.int8), axes=axes
-        )
-        self.scale = nnx.Param(scale, axes=axes[:1])
+        axes = table.get_metadata("axes")
+        values, scale = _round(table[...])
+        self.values, self.scale = nnx.Param(values, axes=axes), nnx.Param(scale, axes=axes[:1])
         self.dtype = table.dtype
 
     @property
@@ -34,6 +31,14 @@ class QuantizedTable(nnx.Module):
     def rows(self, tokens: Int[Array, "*T"]) -> Float[Array, "*T D"]:
         found = self.values[...][tokens].astype(jnp.float32)
         return (found * jnp.broadcast_to(self.scale[...][tokens][..., None], found.shape)).astype(self.dtype)
+
+
+@jax.jit  # In one pass over the table, with nothing beside it.
+def _round(table: Float[Array, "V D"]) -> tuple[Int8[Array, "V D"], Float[Array, "V"]]:
+    wide = table.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=1) / 127
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return jnp.round(wide / jnp.broadcast_to(scale[:, None], wide.shape)).astype(jnp.int8), scale
 
 
 Table = nnx.Param | QuantizedTable

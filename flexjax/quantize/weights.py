@@ -5,13 +5,16 @@ that the product sums over. Everything else (tables, norms, biases) keeps its dt
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flexjax.causal_lm import set_parameter
 from flexjax.kernels.quantized_matmul import quantized_matmul
 from flexjax.quantize.table import QuantizedTable
 
@@ -67,24 +70,27 @@ class QuantizedWeight(nnx.Module):
 Weight = nnx.Param | QuantizedWeight
 
 
-def quantize_weights[T](model: T, name: str) -> T:
-    """The model itself with its projections in the format of that name, one after the other: no second copy. A table
-    that the logits are made with too (`tied` in its metadata) becomes int8 in every format."""
+def rounded(parameter: nnx.Param, name: str) -> "nnx.Param | QuantizedWeight | QuantizedTable":
+    """What stands for the parameter in a model whose weights are in the format of that name: a projection in it, a
+    table that the logits are made with too (`tied` in its metadata) in int8 in every format, anything else itself."""
     if name not in FORMATS:
         raise ValueError(f"Weights can be rounded to {' or '.join(FORMATS)}; got {name!r}.")
-    for path, parameter in nnx.to_flat_state(nnx.state(model)):
-        metadata = parameter.get_metadata()
-        if "summed" in metadata or metadata.get("tied"):
-            holder: Any = model
-            for part in path[:-1]:
-                holder = holder[part] if isinstance(part, int) else getattr(holder, str(part))
-            projection = "summed" in metadata
-            setattr(
-                holder, str(path[-1]), QuantizedWeight(parameter, name) if projection else QuantizedTable(parameter)
-            )
+    metadata = parameter.get_metadata()
+    if "summed" in metadata:
+        return QuantizedWeight(parameter, name)
+    return QuantizedTable(parameter) if metadata.get("tied") else parameter
+
+
+def quantize_weights[T](model: T, name: str) -> T:
+    """The model itself with its weights `rounded` to the format of that name, one after the other: no second copy."""
+    left = list(nnx.to_flat_state(nnx.state(model)))[::-1]
+    while left:  # What is done with is held no longer.
+        path, parameter = left.pop()
+        set_parameter(model, path, rounded(parameter, name))
     return model
 
 
+@functools.partial(jax.jit, static_argnums=1)  # In one pass over the weight, with nothing beside it.
 def _round(groups: Float[Array, "G I O"], form: Format) -> tuple[Array, Float[Array, "G O"]]:
     """Integers, and the scale that puts the largest of each group at the end of their range."""
     groups = groups.astype(jnp.float32)

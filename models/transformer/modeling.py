@@ -357,11 +357,14 @@ class Transformer(nnx.Module):
                 module.recomputed = True
         return model
 
-    def packed(self, *, activation_dtype: str | None = None) -> "Transformer":
-        """The same model for this machine's CPU kernels, its projections copied into the form that they stream."""
+    def packed(self, *, activation_dtype: str | None = None, release: bool = False) -> "Transformer":
+        """The same model for this machine's CPU kernels, its projections copied into the form that they stream;
+        `release` frees this model's arrays as they are packed."""
         from models.transformer.packed import PackedTransformer  # It is made of what is here.
 
-        return self if isinstance(self, PackedTransformer) else PackedTransformer(self.unstacked(), activation_dtype)
+        if isinstance(self, PackedTransformer):
+            return self
+        return PackedTransformer(self.unstacked(), activation_dtype, release=release)
 
     @property
     def _num_leaves(self) -> int:

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flexjax.hardware import memory
 from flexjax.quantize import PackedTable, PackedWeight
 from flexjax.quantize.packed import Norm as FoldedNorm
 from models.transformer.config import TransformerConfig
@@ -94,6 +96,15 @@ def _added(rows: Array, x: Array, weight: PackedWeight, norm: Norm | None) -> Ar
     return add(rows, norm(weight(x)))
 
 
+def _free(plain: nnx.Module, packed: nnx.Module) -> None:
+    """Deletes the arrays of the one that the other does not share."""
+    shared = {id(array) for array in jax.tree.leaves(nnx.state(packed))}
+    for array in jax.tree.leaves(nnx.state(plain)):
+        if id(array) not in shared:
+            array.delete()
+    memory.trim()  # Or the heap keeps what was freed, since what comes next has other sizes.
+
+
 class PackedTransformer(Transformer):
     """A transformer for the CPU alone, not to be trained or saved."""
 
@@ -101,17 +112,24 @@ class PackedTransformer(Transformer):
     blocks: Any
     embedding: Any
 
-    def __init__(self, model: Transformer, activation_dtype: str | None):
+    def __init__(self, model: Transformer, activation_dtype: str | None, *, release: bool = False):
+        """`release` frees the arrays of each layer, and of the tables, as they are packed."""
         config = self.config = model.config
         self.position_embedding, self.final_norm = model.position_embedding, model.final_norm
+        blocks: Any = model.blocks  # A list: the layers are not stacked.
+        self.blocks = nnx.List([])
+        for block in blocks:
+            self.blocks.append(PackedBlock(block, config, activation_dtype))
+            if release:
+                _free(block, self.blocks[-1])
         if model.unembedding is None:
             self.embedding = PackedTable(model.embedding, activation_dtype)
             self.unembedding = None
         else:
             self.embedding = model.embedding
             self.unembedding = PackedWeight((model.unembedding,), (None,), activation_dtype=activation_dtype)
-        blocks: Any = model.blocks  # A list: the layers are not stacked.
-        self.blocks = nnx.List([PackedBlock(block, config, activation_dtype) for block in blocks])
+        if release:
+            _free(model, self)
 
     def _forward(self, tokens: Array, positions: Array, cache: Any, attend: Callable[..., Any]) -> tuple[Array, Any]:
         config = self.config

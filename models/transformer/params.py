@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexjax.causal_lm import Axes, Place, family_of_directory
+from flexjax.causal_lm import Axes, Convert, Place, family_of_directory, set_parameter
 from flexjax.safetensors_io import SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
 from models.transformer.config import TransformerConfig
 from models.transformer.hf_config import config_from_hf, config_to_hf
@@ -37,17 +37,22 @@ def place_on_default_device(value: np.ndarray, axes: Axes) -> jax.Array:
     return jax.device_put(value, may_alias=False)
 
 
-def load(directory: str | Path, *, dtype: Any, place: Place = place_on_default_device) -> Transformer:
+def load(
+    directory: str | Path,
+    *,
+    dtype: Any,
+    place: Place = place_on_default_device,
+    convert: Convert = lambda parameter: parameter,
+) -> Transformer:
     """The model of a Hugging Face directory, in `dtype`.
 
-    Weights are memory-mapped, converted one at a time and handed to `place`, the largest first, so that host
-    memory never holds more than the checkpoint and one tensor. ValueError names every tensor that is
-    missing, unexpected or of the wrong shape.
+    Weights are memory-mapped and, one at a time, the largest first, handed to `place` and `convert`: memory never holds
+    more than the model as it stays and one tensor. ValueError names every tensor that is missing, unexpected or of the
+    wrong shape.
     """
     config = config_from_hf(family_of_directory(directory)[1])
-    abstract = nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    flat = dict(nnx.to_flat_state(state))
+    model = nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    flat = dict(nnx.to_flat_state(nnx.state(model)))
     files = open_checkpoint(directory)
     naming = NAMING[config.architecture]
     sources = _sources(flat, naming)
@@ -58,8 +63,9 @@ def load(directory: str | Path, *, dtype: Any, place: Place = place_on_default_d
         with files[source.name].tensor(source.name) as stored:
             value = source.stored.read(stored, source.axes, config.axis_sizes)
             value = np.ascontiguousarray(value, dtype=jnp.dtype(dtype))
-            flat[source.path] = flat[source.path].replace(place(value, source.axes).block_until_ready())
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+            parameter = flat[source.path].replace(place(value, source.axes).block_until_ready())
+            set_parameter(model, source.path, convert(parameter))
+    return model
 
 
 def save(model: Transformer, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:

@@ -14,7 +14,8 @@ def test_decoding_and_prefill_are_timed_against_limits_of_the_same_run(tmp_path,
     monkeypatch.setattr(bench_cpu, "Product", lambda: lambda: 1e12)
     config = Config(
         sizes=("S",), precisions=("int8_rows",), prompt=8, output=6, prefill=30, batches=(2,),
-        batch_size="S", batch_precisions=("int8_rows",), rounds=1, step_rows=32, decode_steps=2,
+        batch_size="S", batch_precisions=("int8_rows",), resident_sizes=(), rounds=1, step_rows=32,
+        decode_steps=2,
     )  # fmt: skip
     assert bench_cpu.run(config, tmp_path) == 0
     printed = capsys.readouterr().out

@@ -1,15 +1,20 @@
 """The packed transformer against the plain one, and its rows against each other."""
 
 import dataclasses
+import functools
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from flexjax.kernels.quantized_matmul import cpu
-from flexjax.quantize import quantize_weights
-from models.transformer import Layer, Rope, TransformerConfig, build
+from flexjax.quantize import quantize_weights, rounded
+from models.transformer import Layer, Rope, TransformerConfig, build, load, save
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
 LLAMA = TransformerConfig(
@@ -58,3 +63,40 @@ def test_stacked_layers_are_packed_one_by_one_and_packed_ones_stay():
     packed = model.stacked().packed()
     np.testing.assert_array_equal(logits(packed), logits(model.packed()))
     assert packed.packed() is packed
+
+
+# In a process of its own, whose heap nothing else has left its mark on. What compiling takes comes with the first
+# round; of the second, only weights are left to count.
+LOAD = """
+import functools, sys
+import jax.numpy as jnp
+from flexjax.engine import EngineConfig
+from flexjax.engine.step import packed
+from flexjax.hardware import memory
+from flexjax.quantize import rounded
+from models import transformer
+
+for _ in range(2):
+    model = None
+    memory.trim()
+    memory.reset_peak_rss()
+    before = memory.rss_bytes()
+    model = transformer.load(sys.argv[1], dtype=jnp.bfloat16, convert=functools.partial(rounded, name="int8"))
+    model = packed(model, EngineConfig(weight_dtype="int8"), None, release=True)
+print(memory.peak_rss_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
+def test_weights_are_rounded_and_packed_as_they_come(tmp_path):
+    config = TransformerConfig(
+        "LlamaForCausalLM", vocab_size=512, d_model=512, num_heads=8, num_kv_heads=8, head_dim=64, d_ff=2048,
+        max_position=64, layers=(Layer(rope=Rope()),) * 12,
+    )  # fmt: skip
+    save(build(config, dtype=jnp.bfloat16), tmp_path)
+    want = quantize_weights(build(config, dtype=jnp.bfloat16), "int8")
+    got = load(tmp_path, dtype=jnp.bfloat16, convert=functools.partial(rounded, name="int8"))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(got), nnx.state(want))
+    plain = (tmp_path / "model.safetensors").stat().st_size
+    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert plain / 2 < int(done.stdout) < plain  # All as they were and packed would be 1.5 times as much.

@@ -1,0 +1,25 @@
+import jax.numpy as jnp
+import pytest
+
+from flexjax.bench.resident import resident
+from flexjax.engine import EngineConfig
+from models import transformer
+from models.transformer import Layer, Rope, TransformerConfig
+
+CONFIG = TransformerConfig(
+    "LlamaForCausalLM", vocab_size=96, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=96,
+    max_position=64, layers=(Layer(rope=Rope()),),
+)  # fmt: skip
+SMALL = EngineConfig(max_num_seqs=1, max_num_batched_tokens=32, page_size=16, weight_dtype="int8")
+
+
+def test_a_process_of_its_own_tells_what_it_holds(tmp_path):
+    model = transformer.build(CONFIG, dtype=jnp.bfloat16)
+    transformer.save(model, tmp_path)
+    found = resident(tmp_path, SMALL, prompt=5, output=3)
+    assert 0 < found.weights < 10**6 and 0 < found.cache < 10**6
+    # Python, JAX and XLA, little of whose code is in memory while it serves.
+    assert 50e6 < found.resident < 350e6 + found.weights + found.cache
+    assert found.resident < found.peak
+    with pytest.raises(RuntimeError, match="config.json"):
+        resident(tmp_path / "missing", SMALL, prompt=5, output=3)
