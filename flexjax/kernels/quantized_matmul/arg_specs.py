@@ -83,6 +83,6 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "int4_prefill": INT4(65, 288, 768),
     "int4_float32_rows": INT4(2, 64, 48, dtype="float32"),
     "int4_odd_sizes": INT4(7, 96, 37),
-    "int4_int8_rows": INT4(4, 768, 256, activation_dtype="int8"),
+    "int4_int8_rows": INT4(40, 288, 256, activation_dtype="int8"),
     "float8_decode_16": ArgSpec(16, 256, 384, "float8_e4m3fn"),
 }

@@ -29,6 +29,7 @@ enum InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
 constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
 constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
+constexpr int64_t kSumBytes = 5 * kBlock * kPanel * 4;  // The sums of a block, and of four groups apart.
 constexpr int kManyRows = 256;     // rows of a task, at most
 constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use …
 constexpr int64_t kSoon = 2048;    // … and once more
@@ -129,7 +130,7 @@ inline Body Pick(const Product& p, int64_t wanted) {
   const InstructionSet isa = Best(wanted);
   const RowForm form = p.int8_rows ? kInt8Lines : kFloats;
 #if defined(__x86_64__)
-  const bool tiles = p.int8_rows ? p.format == kInt8 : !p.x_wide && p.format != kFloat32;
+  const bool tiles = p.int8_rows || (!p.x_wide && p.format != kFloat32);
   if (isa == kAmx && p.T > kFewRows && tiles)
     return {p.int8_rows ? kInt8Lines : kBf16Lines, avx512::Prepare, avx512::MultiplyTiles};
   if (isa >= kAvx512) return {form, avx512::Prepare, avx512::Multiply};
@@ -153,7 +154,7 @@ inline uint8_t* Aligned(std::vector<uint8_t>& buffer, int64_t bytes) {
 }
 
 // A task's memory: sums of a block of rows, and a panel widened to bfloat16.
-inline int64_t ScratchBytes(const Product& p) { return 4 * kBlock * kPanel * 4 + p.inputs() * kPanel * 2; }
+inline int64_t ScratchBytes(const Product& p) { return kSumBytes + p.inputs() * kPanel * 2; }
 
 constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
 constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
