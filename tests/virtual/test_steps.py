@@ -35,6 +35,7 @@ def case(chip: str, weight_dtype: str, product: str) -> Case:
 
 CASES = {
     "v5e_bfloat16": Case("v5e", "2x4", EngineConfig(page_size=128)),
+    "v5e_int4_cache": Case("v5e", "2x4", EngineConfig(page_size=128, cache_dtype="int4")),
     "v5e_int8": case("v5e", "int8", "xla"),
     "v5e_int4": case("v5e", "int4", "pallas_tpu"),
     "h200_int8": case("h200", "int8", "triton_gpu"),

@@ -127,18 +127,19 @@ def _write(
             for i in range(WRITES):
                 pl.when(page_ref[at + i] < num_pages)(functools.partial(act, i))
 
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    # Else XLA may take a small pool into on-chip memory whole, for every layer of it.
+    pool_spec = pl.BlockSpec(memory_space=pltpu.HBM)
     fresh_spec = pl.BlockSpec((WRITES, *block), lambda i, *_: (i, *[0] * len(block)))
     return pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(most // WRITES,),
-            in_specs=[fresh_spec, anywhere],
-            out_specs=anywhere,
+            in_specs=[fresh_spec, pool_spec],
+            out_specs=pool_spec,
             scratch_shapes=[pltpu.VMEM((WRITES, *block), pool.dtype), pltpu.SemaphoreType.DMA((WRITES,))],
         ),
-        out_shape=jax.ShapeDtypeStruct(pool.shape, pool.dtype),
+        out_shape=pltpu.HBM(pool.shape, pool.dtype),
         input_output_aliases={5: 0},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES),
         cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=3 * fresh.nbytes),
@@ -279,7 +280,7 @@ def _attend(
             whole = total[head][:, :1]
             out_ref[0, head] = (sums[head] / jnp.where(whole > 0, whole, 1.0)).astype(out_ref.dtype)
 
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    pool_spec = pl.BlockSpec(memory_space=pltpu.HBM)
     of_block = pl.BlockSpec((1, K, M, H), lambda i, *_: (i, 0, 0, 0))
     scalars = (*(getattr(blocks, field.name) for field in dataclasses.fields(blocks)), table)
     out = pl.pallas_call(
@@ -287,7 +288,7 @@ def _attend(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(count,),
-            in_specs=[of_block, anywhere, anywhere],
+            in_specs=[of_block, pool_spec, pool_spec],
             out_specs=of_block,
             scratch_shapes=[
                 pltpu.VMEM((2, pages, K, page_size, H), jnp.int8),  # One read, one computed on.
