@@ -60,7 +60,7 @@ def ragged_paged_attention(
 
     Pages are float32, bfloat16 or float16; int8 or float8_e4m3fn, which hold the nearest to x / kv_scale, and the
     largest of the dtype where x is larger; or `Int4Pages`, which hold round(x / s), halves to even, with a scale
-    s = max|x| / 7 of its own for every key and value vector, kept in bfloat16.
+    s = max|x| / 7 of its own for every key and value vector, kept in bfloat16 (x / s is x times the float32 1 / s).
 
     On a mesh (`jax.set_mesh`) every device computes the heads that it holds. The pages may hold each kv head
     several times in a row (K is then a multiple of k's and v's), so that more devices than kv heads can share.
