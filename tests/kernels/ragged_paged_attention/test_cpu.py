@@ -33,6 +33,7 @@ def sanitized_lines() -> list[str]:
     return found
 
 
+@pytest.mark.slow  # The compiler takes most of a minute.
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def test_nothing_is_read_or_written_out_of_place(tmp_path):
     """On all shapes, odd sizes and unaligned addresses, under the address and undefined-behaviour sanitizers."""
@@ -43,8 +44,8 @@ def test_nothing_is_read_or_written_out_of_place(tmp_path):
         "-w",
         "-fsanitize=address,undefined",
         "-fno-sanitize=alignment,null,pointer-overflow,object-size,vptr",
+        "-DFLEXJAX_CHECK_TILES",
     ]
-    flags += ["-DFLEXJAX_CHECK_TILES"]
     built = subprocess.run(
         [str(COMPILER), *flags, f"-I{KERNELS}", str(HERE / "sanitized.cc"), "-o", str(program)],
         capture_output=True, text=True, check=False,
