@@ -23,6 +23,6 @@ def get_config():
     config.batch_precisions = ("int8", "int8_rows")
     config.resident_sizes = ("M",)
     config.rounds = 5
-    config.step_rows = 256
+    config.step_rows = 1024
     config.decode_steps = 8
     return config
