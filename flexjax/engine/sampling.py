@@ -6,12 +6,15 @@ sequence's own logits, seed and position alone.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from flexjax.engine.request import MAX_LOGPROBS
+from flexjax.hardware.sharding import SERVING, split_ways
+from flexjax.kernels import registry
 from flexjax.kernels.sample_top import sample_top
 
 MAX_STOP_IDS = 8  # Token ids that min_tokens can hold back.
@@ -152,10 +155,22 @@ def sample(
 
 
 def _argmax(logits):
-    """The first largest. Two plain reductions: XLA's CPU backend takes 5 times as long for jnp.argmax."""
-    ids = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
-    largest = jnp.broadcast_to(jnp.max(logits, axis=-1, keepdims=True), logits.shape)
-    return jnp.min(jnp.where(logits == largest, ids, logits.shape[-1] - 1), axis=-1)
+    """The first largest. On one CPU the largest of each block of tokens is found first, and then the place within one
+    block: XLA looks for places a third as fast as for the largest."""
+    block = math.gcd(logits.shape[-1], 128)
+    if block < 16 or registry.platform() != "cpu" or split_ways("vocab", SERVING) > 1:
+        return _first_largest(logits)
+    blocks = logits.reshape(logits.shape[0], -1, block)
+    chosen = _first_largest(jnp.max(blocks, axis=-1))
+    within = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
+    return chosen * block + _first_largest(within)
+
+
+def _first_largest(x):
+    """Two plain reductions: XLA's CPU backend takes 5 times as long for jnp.argmax."""
+    ids = jnp.broadcast_to(jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape)
+    largest = jnp.broadcast_to(jnp.max(x, axis=-1, keepdims=True), x.shape)
+    return jnp.min(jnp.where(x == largest, ids, x.shape[-1] - 1), axis=-1)
 
 
 def _when(condition, stage, logits, *operands):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexjax.engine.request import MAX_LOGPROBS
-from flexjax.engine.sampling import MAX_STOP_IDS, Controls, Memory, count_fed, empty_memory, sample
+from flexjax.engine.sampling import MAX_STOP_IDS, Controls, Memory, _argmax, count_fed, empty_memory, sample
 
 V = 40  # Vocabulary.
 
@@ -108,6 +108,13 @@ def test_draws_follow_the_distribution(logits):
 
 def test_greedy_takes_the_largest(logits):
     assert int(run(logits[None], controls(1)).tokens[0]) == int(np.argmax(logits))
+
+
+@pytest.mark.parametrize("size", [40, 96, 384])  # Without blocks, and with blocks of 32 and 128.
+def test_greedy_takes_the_first_of_equals(size):
+    logits = np.random.default_rng(size).integers(-3, 4, (64, size)).astype(np.float32)
+    logits[0] = -np.inf
+    np.testing.assert_array_equal(_argmax(jnp.asarray(logits)), np.argmax(logits, axis=1))
 
 
 def test_a_row_does_not_depend_on_its_neighbours(logits):
