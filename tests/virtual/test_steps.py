@@ -94,7 +94,9 @@ def test_loops_count_their_turns(decode):
     assert decode.compiled.program.flops == pytest.approx((products + attention) / decode.target.mesh.size, rel=0.01)
 
 
-def test_the_static_time_lies_above_the_roofline(decode):
-    least = (decode.weights + decode.live_cache) / decode.target.limits.bytes_per_s
+def test_the_static_time_is_not_below_the_roofline(decode):
+    table = 128_256 * 4096 * 2 / decode.target.mesh.size  # Of the embedding a step reads a few rows.
+    least = (decode.weights - table + decode.live_cache) / decode.target.limits.bytes_per_s
     assert decode.least_seconds == pytest.approx(least, rel=0.1)
-    assert decode.least_seconds < decode.static_seconds < 3 * decode.least_seconds
+    # Of a GPU's ops nothing but bytes is known: the two are then the same.
+    assert decode.least_seconds <= decode.static_seconds < 3 * decode.least_seconds
