@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from flexjax.hardware.sharding import SERVING, constrain, spec
+from flexjax.kernels import registry
 
 Place = int | None  # The dimension of an array that is split; None is whole on every device.
 
@@ -28,7 +29,7 @@ def over_axis(
 
     `places` tell where each argument has the dimension, `results` where each output has it.
     """
-    if not _on_mesh():
+    if not registry.on_mesh():
         return call(*arguments)
     names = _mesh_axes(axis, size)
     at = lambda place: P() if place is None else P(*[None] * place, names)
@@ -58,15 +59,9 @@ def copied(x: jax.Array, place: int, copies: int) -> jax.Array:
     return jax.numpy.repeat(constrain(x, (None,) * x.ndim, SERVING), copies, axis=place)
 
 
-def _on_mesh() -> bool:
-    """Whether several devices are in use, and no shard_map has given them their parts already."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1 and not mesh.manual_axes
-
-
 def _mesh_axes(axis: str | None, size: int) -> tuple[str, ...]:
     """Those that split a dimension of `size` elements."""
-    if not _on_mesh():
+    if not registry.on_mesh():
         return ()
     part = (*spec((axis,), (size,), jax.sharding.get_abstract_mesh(), SERVING), None)[0]
     return part if isinstance(part, tuple) else () if part is None else (part,)

@@ -72,12 +72,18 @@ def device_kind() -> str:
     return described.device_kind if described is not None else jax.devices()[0].device_kind
 
 
+def on_mesh() -> bool:
+    """While tracing: whether several devices are in use, and no shard_map has given them their parts already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and not mesh.manual_axes
+
+
 def refuse_mesh() -> None:
     """NotImplementedError where a kernel would be given every device's part: on a mesh, outside `jax.shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:
+    if on_mesh():
+        size = jax.sharding.get_abstract_mesh().size
         raise NotImplementedError(
-            f"a mesh of {mesh.size} devices is in use, and a kernel is not split over {mesh.size} devices; call the op "
+            f"a mesh of {size} devices is in use, and a kernel is not split over {size} devices; call the op "
             "inside jax.shard_map"
         )
 

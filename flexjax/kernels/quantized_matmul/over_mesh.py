@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
 
 from flexjax.hardware.sharding import SERVING, spec
+from flexjax.kernels import registry
 
 
 def over_mesh(
@@ -24,9 +25,9 @@ def over_mesh(
 
     A weight whose groups would be cut is left whole, which no kernel serves.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # One device, or inside a shard_map already.
+    if not registry.on_mesh():
         return multiply(x, values, scale, layer)
+    mesh = jax.sharding.get_abstract_mesh()
     summed, columns, *_ = (*spec(axes, values.shape[-2:], mesh, SERVING), None, None)
     groups = scale.shape[-2] if scale is not None and scale.ndim == values.ndim else None
     if groups is not None and groups % _ways(summed, mesh):

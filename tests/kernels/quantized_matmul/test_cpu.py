@@ -1,23 +1,19 @@
 """Packed weights: every instruction set and every fold against plain JAX, and rows that do not see each other."""
 
 import functools
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sanitizers
 
 from flexjax import kernels
 from flexjax.kernels.quantized_matmul import base, cpu, pack, pack_gated, packed_matmul, packs
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT8, ArgSpec
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-HERE, KERNELS = Path(__file__).parent, Path(cpu.__file__).parents[1]
 ODD = [(1, 1, 1), (3, 5, 33), (17, 65, 31), (33, 63, 70), (50, 129, 16)]  # T, D, F
 SPECS = {n: s for n, s in ARG_SPECS.items() if s.weight_dtype in cpu.FORMATS}
 
@@ -152,23 +148,8 @@ def sanitized_lines() -> list[str]:
     return found
 
 
-@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(sanitizers.COMPILER is None, reason="needs a C++ compiler")
 def test_nothing_is_read_or_written_out_of_place(tmp_path):
     """On all shapes, odd sizes and unaligned addresses, under the address and undefined-behaviour sanitizers."""
-    program = tmp_path / "sanitized"
-    flags = ["-std=c++17", "-O1", "-w", "-fsanitize=address,undefined", "-fno-sanitize=alignment"]
-    flags += ["-DFLEXJAX_CHECK_TILES"]
-    built = subprocess.run(
-        [str(COMPILER), *flags, f"-I{KERNELS}", str(HERE / "sanitized.cc"), "-o", str(program)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if built.returncode and "sanitize" in built.stderr:
-        pytest.skip(f"the compiler has no sanitizers: {built.stderr[-200:]}")
-    assert built.returncode == 0, built.stderr
-    options = {"UBSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-    work = sanitized_lines()
-    ran = subprocess.run(
-        [str(program)], input="\n".join(work), capture_output=True, text=True, env=os.environ | options, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout == f"{len(work)} products\n"
+    flags = ["-fno-sanitize=alignment"]
+    sanitizers.check(Path(__file__).with_name("sanitized.cc"), flags, sanitized_lines(), "products", tmp_path)

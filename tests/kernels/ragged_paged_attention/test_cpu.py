@@ -1,17 +1,13 @@
 """The C++ of ragged paged attention under sanitizers; test_base.py checks its values."""
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+import sanitizers
 
 from flexjax.kernels.ragged_paged_attention import cpu
 from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, ArgSpec
 
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-HERE, KERNELS = Path(__file__).parent, Path(cpu.__file__).parents[1]
 ODD = [
     ArgSpec(N=3, K=3, H=1, page_size=1, sequences=((1, 1), (2, 5))),
     ArgSpec(N=6, K=2, H=7, page_size=3, sequences=((1, 40), (9, 37)), window=11),
@@ -34,29 +30,8 @@ def sanitized_lines() -> list[str]:
 
 
 @pytest.mark.slow  # The compiler takes most of a minute.
-@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(sanitizers.COMPILER is None, reason="needs a C++ compiler")
 def test_nothing_is_read_or_written_out_of_place(tmp_path):
     """On all shapes, odd sizes and unaligned addresses, under the address and undefined-behaviour sanitizers."""
-    program = tmp_path / "sanitized"
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-w",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize=alignment,null,pointer-overflow,object-size,vptr",
-        "-DFLEXJAX_CHECK_TILES",
-    ]
-    built = subprocess.run(
-        [str(COMPILER), *flags, f"-I{KERNELS}", str(HERE / "sanitized.cc"), "-o", str(program)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if built.returncode and "sanitize" in built.stderr:
-        pytest.skip(f"the compiler has no sanitizers: {built.stderr[-200:]}")
-    assert built.returncode == 0, built.stderr
-    options = {"UBSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-    work = sanitized_lines()
-    ran = subprocess.run(
-        [str(program)], input="\n".join(work), capture_output=True, text=True, env=os.environ | options, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout == f"{len(work)} calls\n"
+    flags = ["-fno-sanitize=alignment,null,pointer-overflow,object-size,vptr"]
+    sanitizers.check(Path(__file__).with_name("sanitized.cc"), flags, sanitized_lines(), "calls", tmp_path)
