@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import functools
 import gc
 import statistics
 import tempfile
@@ -22,8 +21,7 @@ from flexjax.bench.resident import resident
 from flexjax.causal_lm import CausalLM, Family, find_family
 from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
-from flexjax.kernels.quantized_matmul import pack, packed_matmul
-from flexjax.kernels.quantized_matmul.cpu import read_memory
+from flexjax.micro import bare_read, peaks
 from flexjax.records import Record, environment, store, to_json
 
 VERSION = "1"  # Of what the columns mean.
@@ -114,32 +112,30 @@ def _alone(size: str, config: Config) -> Iterator[Result]:
         for name in config.precisions
     }  # fmt: skip
     moved = {name: _moved_bytes(engine, config) for name, engine in engines.items()}
-    readers = {name: Reader(moved[name]) for name in engines}
+    readers = {name: bare_read(moved[name], name) for name in engines}
     decode, first, prefill, read = ({name: [] for name in engines} for _ in range(4))
-    peaks = []
-    product = Product()
+    products, peak = list(peaks(["bfloat16"])), []
     for turn in range(config.rounds + 1):  # The first warms up.
-        peaks.append(product())
+        peak.append(max(product.best(calls=5) for product in products))
         for name, engine in engines.items():
-            read[name].append(readers[name]())
+            read[name].append(readers[name].best(calls=1))
             times = _generate(engine, 1, config.prompt, config.output, turn)[0]
             first[name].append(times[0])
             decode[name].append((times[-1] - times[0]) / (len(times) - 1))
             if config.prefill:
                 prefill[name].append(_generate(engine, 1, config.prefill, 1, turn)[0][0])
-    peak = max(peaks)
     for name in engines:
-        yield _result(size, name, "decode", "ms", decode[name], lambda s: 1e3 * s, min(read[name]))
+        least = moved[name] / max(read[name])
+        yield _result(size, name, "decode", "ms", decode[name], lambda s: 1e3 * s, least)
         yield _result(size, name, "read", "GB/s", decode[name], lambda s, n=moved[name]: n / s / 1e9, None)
         yield _result(size, name, f"first_of_{config.prompt}", "ms", first[name], lambda s: 1e3 * s, None)
         if config.prefill:
-            least = _operations(size, config.prefill) / peak
+            least = _operations(size, config.prefill) / max(peak)
             rate = lambda s: config.prefill / s
             yield _result(size, name, f"prefill_{config.prefill}", "tokens/s", prefill[name], rate, least)
-    yield Result(size, "bfloat16", "peak", "Gop/s", peak / 1e9, (max(peaks) - min(peaks)) / 2e9, None)
-    for name in engines:
-        rates = [moved[name] / s / 1e9 for s in read[name]]
-        yield Result(size, name, "limit", "GB/s", max(rates), (max(rates) - min(rates)) / 2, None)
+    yield Result(size, "bfloat16", "peak", "Gop/s", max(peak) / 1e9, (max(peak) - min(peak)) / 2e9, None)
+    for name, rates in read.items():
+        yield Result(size, name, "limit", "GB/s", max(rates) / 1e9, (max(rates) - min(rates)) / 2e9, None)
 
 
 def _together(batch: int, config: Config) -> Iterator[Result]:
@@ -229,47 +225,6 @@ def _operations(size: str, tokens: int) -> float:
     layers, width, heads, kv_heads, mlp, vocabulary = SIZES[size]
     projections = width * width * (2 + 2 * kv_heads / heads) + 3 * width * mlp
     return 2 * (layers * (tokens * projections + tokens * (tokens + 1) * width) + width * vocabulary)
-
-
-class Reader:
-    """Seconds in which this machine reads so many bytes and does nothing with them, without the call's own cost.
-
-    Over and over, as decoding reads its weights: what fits stays in the caches.
-    """
-
-    def __init__(self, size: int):
-        self._data = jax.device_put(np.ones(size, np.uint8))
-        self._calls = max(8, round(5e8 / size))
-        read = lambda data: [read_memory(data) for _ in range(self._calls)]
-        self._run = jax.jit(read).lower(self._data).compile()
-
-    def __call__(self) -> float:
-        jax.block_until_ready(self._run(self._data))
-        began = time.perf_counter()
-        jax.block_until_ready(self._run(self._data))
-        return (time.perf_counter() - began) / self._calls
-
-
-class Product:
-    """Operations a second of a bfloat16 product: XLA's or the packed one, whichever is quicker. Of the shapes tried,
-    1024 rows of [2048, 2048] reach most."""
-
-    def __init__(self, rows: int = 1024, n: int = 2048):
-        self._work = 2 * rows * n * n
-        x, matrix = jnp.ones((rows, n), jnp.bfloat16), np.ones((n, n), jnp.bfloat16)
-        xla = lambda x, w: jnp.einsum("td,df->tf", x, w, preferred_element_type=jnp.float32)
-        own = functools.partial(packed_matmul, out_dtype=jnp.bfloat16)
-        self._runs = [(jax.jit(xla), x, jnp.asarray(matrix)), (jax.jit(own), x, pack(matrix))]
-
-    def __call__(self) -> float:
-        best = 0.0
-        for run, *arguments in self._runs:
-            jax.block_until_ready(run(*arguments))  # Compiles, the first time.
-            for _ in range(5):
-                began = time.perf_counter()
-                jax.block_until_ready(run(*arguments))
-                best = max(best, self._work / (time.perf_counter() - began))
-        return best
 
 
 def _result(

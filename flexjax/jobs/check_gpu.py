@@ -23,12 +23,12 @@ from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8, INT8_ROWS
 from flexjax.kernels.quantized_matmul.arg_specs import ArgSpec as Product
 from flexjax.kernels.ragged_paged_attention.arg_specs import LLAMA3_8B, decode
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec as Attention
-from flexjax.micro import Loop, Probe, Reading, matmuls, measure, memory
+from flexjax.micro import Loop, Probe, Reading, limits, measure
 
 HOME = Path(kernels.__file__).parent
 BODY = "triton_gpu"
 MOST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}  # Of the largest value.
-COPY_MIB, MATRIX = 1024, 8192
+COPY_MIB = 1024
 BATCHES, LAYERS = (8, 64), 4  # Rows of decoding; calls of a step, whose weights together do not stay in a cache.
 CONTEXT, PROMPT = 2048, 4096  # tokens
 WEIGHT = (4096, 28672)  # Rows and columns of Llama-3-8B's gate and up.
@@ -103,10 +103,8 @@ def _error(got: Any, want: Any) -> float:
 
 def _limits(config: Config) -> tuple[float, float]:
     """Bytes a second that are copied, operations a second of bfloat16 products."""
-    (copies,) = (probe for probe in memory([COPY_MIB]) if probe.kind == "copy")
-    (products,) = matmuls(["bfloat16"], [MATRIX])
-    first, second = measure([copies, products], config.rounds, config.round_s)
-    return copies.work / first.low, products.work / second.low
+    machine = limits(["bfloat16"], config.rounds, config.round_s, [COPY_MIB])
+    return machine.copy[COPY_MIB], machine.products["bfloat16"]
 
 
 def _time(op: str, config: Config) -> Iterator[tuple[Case, Reading]]:

@@ -2,21 +2,28 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
 
 from flexjax.micro.matmul import matmuls
 from flexjax.micro.memory import memory
-from flexjax.micro.timing import measure
+from flexjax.micro.timing import Probe, Reading, measure
 
 SIZES_MIB = (1, 4, 16, 64, 256)
-MATRIX = 1024  # Rows and columns of the products whose rate is the peak.
+# Rows and columns of the products whose rate is the peak: of the shapes tried on a CPU, these reach most; elsewhere,
+# smaller ones would not outlast their dispatch.
+MATRIX = {"cpu": (1024, 2048)}
+MATRIX_ELSEWHERE = (8192, 8192)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bytes a second by how many are read, since caches are faster than memory, and operations a second by dtype."""
+    """Bytes a second by how many are read, since caches are faster than memory, and copied (read and written); and
+    operations a second by dtype. Each is that of the quickest way known here, XLA's or ours."""
 
     read: Mapping[int, float]  # MiB → bytes/s.
+    copy: Mapping[int, float]  # MiB → bytes/s.
     products: Mapping[str, float]  # dtype → operations/s.
 
     def seconds(self, moved_bytes: float, operations: float, dtype: str) -> tuple[float, str]:
@@ -30,15 +37,27 @@ class Limits:
     def __or__(self, other: "Limits") -> "Limits":
         """The higher of two measurements."""
         higher = lambda a, b: {key: max(a[key], b[key]) for key in a}
-        return Limits(higher(self.read, other.read), higher(self.products, other.products))
+        return Limits(*(higher(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)))
 
 
 def limits(dtypes: Sequence[str], rounds: int, round_s: float, sizes_mib: Sequence[int] = SIZES_MIB) -> Limits:
     """The best of several rounds: a limit that something else disturbed is none."""
-    reads = [probe for probe in memory(sizes_mib) if probe.kind == "read"]
-    best = {r.probe.name: r.probe.work / r.low for r in measure(reads, rounds, round_s)}
-    products = measure(list(matmuls(dtypes, [MATRIX])), rounds, round_s)
+    sized = [(size, probe) for size in sizes_mib for probe in memory([size])]
+    moved = list(measure([probe for _, probe in sized], rounds, round_s))
+    of_size = {size: [r for r, (its, _) in zip(moved, sized, strict=True) if its == size] for size in sizes_mib}
+    products = list(measure(list(peaks(dtypes)), rounds, round_s))
     return Limits(
-        read={size: best[probe.name] for size, probe in zip(sizes_mib, reads, strict=True)},
-        products={r.probe.kind: r.probe.work / r.low for r in products},
+        read={size: _best(readings, "read") for size, readings in of_size.items()},
+        copy={size: _best(readings, "copy") for size, readings in of_size.items()},
+        products={dtype: _best(products, dtype) for dtype in dtypes},
     )
+
+
+def peaks(dtypes: Sequence[str]) -> Iterator[Probe]:
+    """Probes of the products that reach most on this platform."""
+    rows, n = MATRIX.get(jax.default_backend(), MATRIX_ELSEWHERE)
+    return matmuls(dtypes, [n], rows)
+
+
+def _best(readings: Sequence[Reading], kind: str) -> float:
+    return max(r.probe.work / r.low for r in readings if r.probe.kind == kind)

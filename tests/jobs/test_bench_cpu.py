@@ -1,3 +1,4 @@
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from flexjax.records import store
 @pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
 def test_decoding_and_prefill_are_timed_against_limits_of_the_same_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(bench_cpu.SIZES, "S", (1, 32, 2, 1, 64, 96))
-    monkeypatch.setattr(bench_cpu, "Product", lambda: lambda: 1e12)
+    monkeypatch.setitem(import_module("flexjax.micro.limits").MATRIX, "cpu", (8, 64))
     config = Config(
         sizes=("S",), precisions=("int8_rows",), prompt=8, output=6, prefill=30, batches=(2,),
         batch_size="S", batch_precisions=("int8_rows",), resident_sizes=(), rounds=1, step_rows=32,

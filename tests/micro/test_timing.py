@@ -40,3 +40,8 @@ def test_a_round_is_filled(seconds_a_call):
 
     list(measure([Probe("p", "k", 1.0, run)], rounds=1, round_s=0.1))
     assert calls[-1] == max(1, round(0.1 / seconds_a_call))
+
+
+def test_the_best_of_some_calls_leaves_the_first_out():
+    seconds = iter([0.1, 3.0, 2.0, 4.0])
+    assert Probe("p", "k", 6.0, lambda n: n * next(seconds)).best(calls=3) == 3.0
