@@ -30,13 +30,16 @@ class Config:
     shapes: str = ""  # A part of the names of the shapes to time.
     rounds: int = 7  # The bodies of a shape in turn, this often; the median counts.
     round_s: float = 0.03  # Seconds of a round that one body fills.
+    most_s: float = 0.025  # Seconds of a step at the machine's limit; shapes that need more are left out, and told.
 
     def __post_init__(self):
         unknown = [op for op in self.ops if op not in timed_ops()]
         if unknown:
             raise ValueError(f"ops can be {', '.join(timed_ops())}; got {', '.join(unknown)}.")
-        if self.rounds < 1 or self.round_s <= 0:
-            raise ValueError(f"rounds and round_s must be positive; got {self.rounds} and {self.round_s}.")
+        if self.rounds < 1 or min(self.round_s, self.most_s) <= 0:
+            raise ValueError(
+                f"rounds, round_s and most_s must be positive; got {self.rounds}, {self.round_s} and {self.most_s}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Result:
 
     @classmethod
     def of(cls, case: Case, reading: Reading, machine: Limits) -> "Result":
-        seconds, bound = machine.seconds(case.calls * case.moved_bytes, case.calls * case.operations, case.dtype)
+        seconds, bound = _least(case, machine)
         return cls(case, reading, seconds / case.calls, bound)
 
     @property
@@ -68,6 +71,8 @@ def run(config: Config, workdir: Path) -> int:
         raise ValueError(f"No shape of {', '.join(config.ops or timed_ops())} has {config.shapes!r} in its name.")
     dtypes = sorted({case.dtype for case in cases})
     before = limits(dtypes, config.rounds, config.round_s)
+    large = {(case.op, case.shape) for case in cases if _least(case, before)[0] > config.most_s}
+    cases = [case for case in cases if (case.op, case.shape) not in large]
     groups = [list(group) for _, group in itertools.groupby(cases, key=lambda case: (case.op, case.shape))]
     readings: list[tuple[Case, Reading]] = []
     refused: dict[tuple[str, str, str], int] = {}
@@ -86,6 +91,9 @@ def run(config: Config, workdir: Path) -> int:
     _print(console, results, machine)
     for (op, body, reason), count in refused.items():
         console.print(f"• {op}: {body} does not serve {count} of the shapes: {reason}.", markup=False)
+    for op, group in itertools.groupby(sorted(large), key=lambda shape: shape[0]):
+        names = ", ".join(shape for _, shape in group)
+        console.print(f"• {op}: too large to be timed here (over {config.most_s:g} s a step): {names}.", markup=False)
     _write(workdir / "kernels.csv", results)
     record = _record(config, results, machine, began)
     store.append(workdir / "results.parquet", [record])
@@ -95,6 +103,11 @@ def run(config: Config, workdir: Path) -> int:
 
 def _cases(op: str) -> Iterator[Case]:
     return importlib.import_module(f"flexjax.kernels.{op}.bench").cases()
+
+
+def _least(case: Case, machine: Limits) -> tuple[float, str]:
+    """Seconds of a step at the machine's limit, and what bounds it."""
+    return machine.seconds(case.calls * case.moved_bytes, case.calls * case.operations, case.dtype)
 
 
 def _time(loops: Sequence[tuple[Case, Loop]], config: Config) -> Iterator[tuple[Case, Reading]]:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,13 @@ from flexjax import kernels
 from flexjax.hardware import chips
 from flexjax.kernels import registry
 from flexjax.kernels.case import Case, can_serve
-from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8, INT8_ROWS
-from flexjax.kernels.quantized_matmul.arg_specs import ArgSpec as Product
-from flexjax.kernels.ragged_paged_attention.arg_specs import LLAMA3_8B, decode
-from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec as Attention
 from flexjax.micro import Loop, Probe, Reading, limits, measure
 
 HOME = Path(kernels.__file__).parent
 BODY = "triton_gpu"
 MOST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}  # Of the largest value.
 COPY_MIB = 1024
-BATCHES, LAYERS = (8, 64), 4  # Rows of decoding; calls of a step, whose weights together do not stay in a cache.
-CONTEXT, PROMPT = 2048, 4096  # tokens
-WEIGHT = (4096, 28672)  # Rows and columns of Llama-3-8B's gate and up.
+LAYERS = 4  # Calls of a step, whose weights together do not stay in a cache.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,70 +110,9 @@ def _time(op: str, config: Config) -> Iterator[tuple[Case, Reading]]:
 
 
 def _serving(op: str) -> Iterator[list[Case]]:
-    if op in SERVING:
-        for shape, make, step, moved, operations in SERVING[op]():
-            yield [
-                Case(op, shape, body, make, functools.partial(step, body=body), moved, operations, "bfloat16", LAYERS)
-                for body in (BODY, "xla")
-            ]
-        return
     bench = importlib.import_module(f"flexjax.kernels.{op}.bench")
     for shape, spec in bench.SERVING_SPECS.items():
         yield [bench.case(shape, spec, body, LAYERS) for body in (BODY, "xla")]
-
-
-Serving = Iterator[tuple[str, Callable[[], tuple[Any, ...]], Callable[..., Any], float, float]]
-
-
-def _attention() -> Serving:
-    """Llama-3-8B's: decoding from every kind of pages, and one prompt."""
-    op = importlib.import_module("flexjax.kernels.ragged_paged_attention").ragged_paged_attention
-    specs = {f"decode_{B}_{dtype}": LLAMA3_8B(sequences=decode(B, CONTEXT), dtype="bfloat16", page_dtype=dtype)
-             for B in BATCHES for dtype in ("bfloat16", "int8", "float8_e4m3fn", "int4")}  # fmt: skip
-    specs["prefill"] = LLAMA3_8B(sequences=((PROMPT, PROMPT),), dtype="bfloat16")
-
-    def make(spec: Attention) -> tuple[Any, ...]:
-        q, k, v, pages, *batch = spec.arguments()
-        return (q, [jax.tree.map(jnp.copy, pages) for _ in range(LAYERS)]), k, v, *batch
-
-    def step(state, *arguments, body: str, spec: Attention):
-        k, v, *batch = arguments
-        q, cache = state
-        for i in range(LAYERS):
-            q, cache[i] = op(q, k, v, cache[i], *batch, body=body, **spec.options)
-        return q, cache
-
-    for shape, spec in specs.items():
-        make_it, step_it = functools.partial(make, spec), functools.partial(step, spec=spec)
-        yield shape, make_it, step_it, spec.read_bytes, 2 * spec.products
-
-
-def _products() -> Serving:
-    op = importlib.import_module("flexjax.kernels.quantized_matmul").quantized_matmul
-    float8 = functools.partial(Product, weight_dtype="float8_e4m3fn")
-    forms = {"int8": INT8, "int4": INT4, "int8_rows": INT8_ROWS, "float8": float8}
-
-    def make(spec: Product) -> tuple[Any, ...]:
-        return spec.arguments()[0], [spec.arguments(seed)[1:] for seed in range(LAYERS)]
-
-    def step(x, weights, body: str, spec: Product):
-        for values, scale in weights:
-            y = op(x, values, scale, body=body, **spec.options)
-            x = y[:, : spec.D].astype(x.dtype)
-        return x
-
-    for name, form in forms.items():
-        for T in BATCHES:
-            spec = form(T, *WEIGHT)
-            make_it, step_it = functools.partial(make, spec), functools.partial(step, spec=spec)
-            yield f"{name}_{T}", make_it, step_it, spec.weight_bytes, spec.operations
-
-
-# Of ops whose bench.py times smaller shapes, those of a CPU.
-SERVING: dict[str, Callable[[], Serving]] = {
-    "ragged_paged_attention": _attention,
-    "quantized_matmul": _products,
-}
 
 
 def _print(console: Console, checked, timed, copies: float, products: float) -> None:

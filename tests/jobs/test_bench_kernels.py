@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import functools
 from importlib import import_module
 
@@ -8,7 +9,7 @@ import pytest
 from flexjax.jobs import bench_kernels
 from flexjax.jobs.bench_kernels import Config
 from flexjax.kernels.case import Case
-from flexjax.micro import limits
+from flexjax.micro import Limits, limits
 from flexjax.records import store
 
 
@@ -38,6 +39,16 @@ def test_bodies_are_timed_against_the_limit_and_refusals_told(tmp_path, capsys, 
         share = float(row["limit_s"]) / float(row["median_s"])
         assert record.columns[f"metrics.an_op_small_{row['body']}_of_limit"] == pytest.approx(share)
         assert record.columns[f"metrics.an_op_small_{row['body']}_us"] == pytest.approx(1e6 * float(row["median_s"]))
+
+
+def test_a_shape_too_large_for_this_machine_is_left_out_and_told(tmp_path, capsys, monkeypatch):
+    large = dataclasses.replace(case("fast", refuse), shape="huge", moved_bytes=1e15)
+    monkeypatch.setattr(bench_kernels, "_cases", lambda op: iter([case("fast", lambda x, y: x + y), large]))
+    machine = Limits(read={1: 1e9}, copy={1: 1e9}, products={"float32": 1e9})
+    monkeypatch.setattr(bench_kernels, "limits", lambda *args: machine)
+    assert bench_kernels.run(Config(ops=("ssd",), rounds=1, round_s=0.001), tmp_path) == 0
+    assert "an_op: too large to be timed here (over 0.025 s a step): huge." in capsys.readouterr().out
+    assert "huge" not in (tmp_path / "kernels.csv").read_text()
 
 
 def test_an_op_that_is_not_there_is_refused_before_anything_runs():

@@ -1,13 +1,13 @@
 import csv
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flexjax.jobs import check_gpu
 from flexjax.jobs.check_gpu import Checked, Config
+from flexjax.kernels.case import Case
 
 
 def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path, capsys):
@@ -45,13 +45,17 @@ def test_what_is_wrong(error, wrong):
     assert Checked("op", "shape", error, allowed=0.02).wrong is wrong
 
 
-def small():
-    def step(x, y, body: str):
+def small(op):
+    def step(body, x, y):
         if body == "xla":
             raise NotImplementedError("not here")
         return x + y
 
-    yield "small", lambda: (jnp.zeros((8, 8)), jnp.ones((8, 8))), step, 512.0, 64.0
+    make = lambda: (jnp.zeros((8, 8)), jnp.ones((8, 8)))
+    yield [
+        Case(op, "small", body, make, functools.partial(step, body), 512.0, 64.0, "float32")
+        for body in ("triton_gpu", "xla")
+    ]
 
 
 @pytest.mark.parametrize(("error", "status"), [(0.001, 0), (0.5, 1)])
@@ -60,7 +64,7 @@ def test_figures_are_kept_and_a_wrong_value_fails(tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(check_gpu.registry, "platform", lambda: "gpu")
     monkeypatch.setattr(check_gpu, "check", lambda op: [Checked(op, "tiny", error, 0.02)])
     monkeypatch.setattr(check_gpu, "_limits", lambda config: (1e9, 1e12))
-    monkeypatch.setattr(check_gpu, "SERVING", {"lora_matmul": small})
+    monkeypatch.setattr(check_gpu, "_serving", small)
     assert check_gpu.run(Config(ops=("lora_matmul",), rounds=2, round_s=0.001), tmp_path) == status
     assert "1 shapes checked" in capsys.readouterr().out
     with (tmp_path / "gpu.csv").open() as file:
@@ -68,14 +72,3 @@ def test_figures_are_kept_and_a_wrong_value_fails(tmp_path, capsys, monkeypatch,
     assert (values["shape"], float(values["error"])) == ("tiny", error)
     assert (times["shape"], times["body"], float(times["moved_bytes"])) == ("small", "triton_gpu", 512)
     assert 0 < float(times["low_s"]) <= float(times["median_s"])
-
-
-def test_steps_of_serving_shapes_give_back_their_state(monkeypatch):
-    for name, value in (("BATCHES", (2,)), ("CONTEXT", 40), ("PROMPT", 8), ("WEIGHT", (64, 96))):
-        monkeypatch.setattr(check_gpu, name, value)
-    for serving in check_gpu.SERVING.values():
-        for _, make, step, moved, operations in serving():
-            state, *others = jax.eval_shape(make)
-            after = jax.eval_shape(functools.partial(step, body="xla"), state, *others)
-            same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
-            assert jax.tree.all(same) and moved > 0 and operations > 0

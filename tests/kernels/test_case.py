@@ -38,6 +38,8 @@ def test_every_op_gives_cases_whose_result_is_their_next_argument(op):
 
 SMALL = {
     "lora_matmul": "shipped_decode_1",
+    "quantized_matmul": "int8_odd_sizes",
+    "ragged_paged_attention": "odd_sizes",
     "sample_top": "one_row",
     "selective_scan": "odd_sizes",
     "short_convolution": "width_2",
@@ -51,8 +53,8 @@ def test_serving_shapes_are_timed_by_every_body_and_steps_stay_finite(op: str, m
     assert set(bench.SERVING_SPECS) and all(spec.dtype for spec in bench.SERVING_SPECS.values())
     spec = importlib.import_module(f"flexjax.kernels.{op}.arg_specs").ARG_SPECS[SMALL[op]]
     monkeypatch.setattr(bench, "SERVING_SPECS", {"small": spec})
-    (case,) = bench.cases()
-    assert (case.op, case.shape, case.body) == (op, "small", "xla")
+    (case,) = [case for case in bench.cases() if (case.shape, case.body) == ("small", "xla")]
+    assert case.op == op
     state, *others = case.make()
     after = jax.jit(case.step)(state, *others)
     finite = lambda x: bool(jnp.all(jnp.isfinite(x) | (x == -np.inf)))  # Logits may be -inf.

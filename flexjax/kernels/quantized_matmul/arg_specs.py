@@ -60,6 +60,7 @@ class ArgSpec:
 INT8 = functools.partial(ArgSpec, weight_dtype="int8")
 INT8_ROWS = functools.partial(ArgSpec, weight_dtype="int8", activation_dtype="int8")
 INT4 = functools.partial(ArgSpec, weight_dtype="int4")
+FLOAT8 = functools.partial(ArgSpec, weight_dtype="float8_e4m3fn")
 
 ARG_SPECS: dict[str, ArgSpec] = {
     "bfloat16_decode_1": ArgSpec(1, 768, 2048),
@@ -85,4 +86,10 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "int4_odd_sizes": INT4(7, 96, 37),
     "int4_int8_rows": INT4(40, 288, 256, activation_dtype="int8"),
     "float8_decode_16": ArgSpec(16, 256, 384, "float8_e4m3fn"),
+}
+# Llama-3-8B's gate and up: sizes to be timed, too large to be checked everywhere.
+SERVING_SPECS: dict[str, ArgSpec] = {
+    f"llama3_8b_{form}_decode_{T}": of(T, 4096, 28672)
+    for form, of in (("int4", INT4), ("int8", INT8), ("int8_rows", INT8_ROWS), ("float8", FLOAT8))
+    for T in (64, 8)
 }

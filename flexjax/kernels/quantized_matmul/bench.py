@@ -1,6 +1,5 @@
 """What is timed of the quantised matmul: every body on the named shapes, and on a CPU the packed product."""
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from flexjax.kernels import registry
 from flexjax.kernels.case import Case
 from flexjax.kernels.quantized_matmul.api import ANYWHERE, OP, ORDER, packed_matmul, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, ArgSpec
+from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, SERVING_SPECS, ArgSpec
 from flexjax.kernels.quantized_matmul.packed import pack
 
 LAYERS = 8  # Weights of their own in a step, so that they come from where a model's would.
@@ -17,29 +16,28 @@ LAYERS = 8  # Weights of their own in a step, so that they come from where a mod
 
 def cases() -> Iterator[Case]:
     platform = registry.platform()
-    for shape, spec in ARG_SPECS.items():
+    for shape, spec in {**SERVING_SPECS, **ARG_SPECS}.items():
         bodies = [*ORDER.get(platform, ANYWHERE)]
         if platform == "cpu" and "float8" not in spec.weight_dtype:
             bodies.append("cpu")
         for body in bodies:
-            yield Case(
-                OP, shape, body, functools.partial(_arguments, spec, body), functools.partial(_step, spec, body),
-                spec.weight_bytes, spec.operations, spec.dtype, calls=LAYERS,
-            )  # fmt: skip
+            yield case(shape, spec, body)
 
 
-def _arguments(spec: ArgSpec, body: str):
-    x, values, scale = spec.arguments()
-    weight = pack(values, scale) if body == "cpu" else (values, scale)
-    return x, [jax.tree.map(lambda a: jnp.copy(a), weight) for _ in range(LAYERS)]
+def case(shape: str, spec: ArgSpec, body: str, calls: int = LAYERS) -> Case:
+    def make():
+        x, values, scale = spec.arguments()
+        weight = pack(values, scale) if body == "cpu" else (values, scale)
+        return x, [jax.tree.map(jnp.copy, weight) for _ in range(calls)]
 
+    def step(x, weights):
+        for weight in weights:
+            y = (
+                packed_matmul(x, weight, **spec.options)
+                if body == "cpu"
+                else quantized_matmul(x, *weight, body=body, **spec.options)
+            )
+            x = x.at[0, 0].add((0 * y[0, 0]).astype(x.dtype))  # No call before the last one is done.
+        return x
 
-def _step(spec: ArgSpec, body: str, x, weights):
-    for weight in weights:
-        y = (
-            packed_matmul(x, weight, **spec.options)
-            if body == "cpu"
-            else quantized_matmul(x, *weight, body=body, **spec.options)
-        )
-        x = x.at[0, 0].add((0 * y[0, 0]).astype(x.dtype))  # No call before the last one is done.
-    return x
+    return Case(OP, shape, body, make, step, spec.weight_bytes, spec.operations, spec.dtype, calls)

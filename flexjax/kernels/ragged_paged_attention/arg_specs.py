@@ -102,6 +102,9 @@ def decode(batch: int, length: int) -> tuple[tuple[int, int], ...]:
 SHIPPED = functools.partial(ArgSpec, N=8, K=4, H=32, page_size=16)  # The model that the project ships.
 LLAMA3_8B = functools.partial(ArgSpec, N=32, K=8, H=128, page_size=16)
 GEMMA2_2B = functools.partial(ArgSpec, N=8, K=4, H=256, page_size=16, softcap=50.0)
+# What configs/bench_cpu.py calls M and S.
+BENCH_M = functools.partial(ArgSpec, N=12, K=4, H=64, page_size=16, dtype="bfloat16")
+BENCH_S = functools.partial(ArgSpec, N=6, K=6, H=48, page_size=16, dtype="bfloat16")
 QWEN2_HALF_B = functools.partial(ArgSpec, N=14, K=2, H=64, page_size=32)
 
 ARG_SPECS: dict[str, ArgSpec] = {
@@ -146,4 +149,31 @@ ARG_SPECS: dict[str, ArgSpec] = {
     "int4_pages_of_a_tpu": LLAMA3_8B(
         sequences=((1, 130), (20, 150), (1, 9)), page_size=128, padding_rows=2, dtype="bfloat16", page_dtype="int4"
     ),
+}
+
+# Sizes to be timed, too large to be checked everywhere: those of accelerators, then those of a CPU.
+SERVING_SPECS: dict[str, ArgSpec] = {
+    **{
+        f"llama3_8b_decode_{B}_{page_dtype}": LLAMA3_8B(
+            sequences=decode(B, 2048), dtype="bfloat16", page_dtype=page_dtype
+        )
+        for B in (64, 8)
+        for page_dtype in ("bfloat16", "int8", "float8_e4m3fn", "int4")
+    },
+    "llama3_8b_prefill_4096": LLAMA3_8B(sequences=((4096, 4096),), dtype="bfloat16"),
+    **{
+        f"shipped_decode_{B}_{dtype}": SHIPPED(sequences=decode(B, 256), dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+        for B in (1, 4, 16, 32)
+    },
+    **{
+        f"shipped_prefill_{T}_{dtype}": SHIPPED(sequences=((T, T),), dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+        for T in (256, 512)
+    },
+    **{f"m_decode_{B}": BENCH_M(sequences=decode(B, 192)) for B in (1, 16, 32)},
+    "m_prefill_1024": BENCH_M(sequences=((1024, 1024),)),
+    "m_mixed_2048": BENCH_M(sequences=((256, 2048), *decode(16, 1024))),
+    "s_decode_1": BENCH_S(sequences=decode(1, 192)),
+    **{f"long_4096_{dtype}": SHIPPED(sequences=((1, 4096),), dtype=dtype) for dtype in ("float32", "bfloat16")},
 }
