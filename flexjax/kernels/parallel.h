@@ -8,15 +8,8 @@
 #include <memory>
 #include <mutex>
 
+#include "shares.h"
 #include "xla/ffi/api/ffi.h"
-
-#if defined(__x86_64__)
-#define FLEXJAX_PAUSE() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define FLEXJAX_PAUSE() asm volatile("yield")
-#else
-#define FLEXJAX_PAUSE() ((void)0)
-#endif
 
 namespace flexjax {
 

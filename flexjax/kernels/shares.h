@@ -6,6 +6,14 @@
 #include <cstdint>
 #include <vector>
 
+#if defined(__x86_64__)
+#define FLEXJAX_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define FLEXJAX_PAUSE() asm volatile("yield")
+#else
+#define FLEXJAX_PAUSE() ((void)0)
+#endif
+
 namespace flexjax {
 
 struct Range {
@@ -55,6 +63,33 @@ class Shares {
   };
 
   std::vector<Share> shares_;
+};
+
+// Units 0 … n - 1, each made once, by whichever thread needs it first.
+class Once {
+ public:
+  explicit Once(int64_t units) : state_(units) {
+    for (auto& state : state_) state.store(kMissing, std::memory_order_relaxed);
+  }
+
+  // Calls make(i) for those of [first, end) that no thread has begun, and waits for the others.
+  template <typename F>
+  void Need(int64_t first, int64_t end, const F& make) {
+    for (int64_t i = first; i < end; ++i) {
+      char missing = kMissing;
+      if (state_[i].load(std::memory_order_relaxed) != kMissing ||
+          !state_[i].compare_exchange_strong(missing, kBegun, std::memory_order_relaxed))
+        continue;
+      make(i);
+      state_[i].store(kMade, std::memory_order_release);
+    }
+    for (int64_t i = first; i < end; ++i)
+      while (state_[i].load(std::memory_order_acquire) != kMade) FLEXJAX_PAUSE();
+  }
+
+ private:
+  static constexpr char kMissing = 0, kBegun = 1, kMade = 2;
+  std::vector<std::atomic<char>> state_;
 };
 
 }  // namespace flexjax

@@ -23,6 +23,15 @@
     CheckTile(tile, from, stride);                                                                         \
     asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((int64_t)(stride)) : "memory");     \
   } while (0)
+// What is not needed again soon leaves the first cache to the rest.
+#define TILE_LOAD_FOR(again, tile, from, stride)                                                           \
+  do {                                                                                                     \
+    CheckTile(tile, from, stride);                                                                         \
+    if constexpr (again)                                                                                   \
+      asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((int64_t)(stride)) : "memory");   \
+    else                                                                                                   \
+      asm volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((int64_t)(stride)) : "memory"); \
+  } while (0)
 #define TILE_STORE(tile, to, stride)                                                                       \
   do {                                                                                                     \
     CheckTile(tile, to, stride);                                                                           \

@@ -29,10 +29,11 @@ enum InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
 constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
 constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
-constexpr int64_t kSumBytes = 5 * kBlock * kPanel * 4;  // The sums of a block, and of four groups apart.
+constexpr int64_t kSumBytes = 6 * kBlock * kPanel * 4;  // The sums of two blocks, and of four groups apart.
 constexpr int kManyRows = 256;     // rows of a task, at most
 constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use …
 constexpr int64_t kSoon = 2048;    // … and once more
+constexpr int kTogether = 16;      // rows that are prepared together
 constexpr int kFewRows = 4;        // up to so many are quicker without AMX, whose tiles are slow to load from memory
 
 constexpr int ElementsOfLine(Format f) { return 1 << f; }
@@ -58,7 +59,7 @@ struct Product {
   bool gated;              // A panel is 16 gates and the 16 values that they multiply: half the columns.
 
   int64_t panels, chunks;  // What follows is made by `Run`.
-  float* floats;           // [T, inputs]: the rows, padded
+  float* floats;           // [T, inputs]: the rows, padded, where they are multiplied as such
   uint8_t* lines;          // The rows in lines of 64 bytes: [blocks of 16 rows, lines of a row, 16, 64]
   int64_t lines_of_row;
   float* row_scale;        // [T], of int8 rows
@@ -79,7 +80,7 @@ enum RowForm { kFloats, kBf16Lines, kInt8Lines };
 
 struct Body {
   RowForm form;
-  void (*prepare)(const Product&, RowForm, int64_t row);
+  void (*prepare)(const Product&, RowForm, int64_t row, float* scratch);
   void (*multiply)(const Product&, const Task&, uint8_t* scratch);
 };
 
@@ -153,12 +154,13 @@ inline uint8_t* Aligned(std::vector<uint8_t>& buffer, int64_t bytes) {
   return (uint8_t*)(((uintptr_t)buffer.data() + kLine - 1) / kLine * kLine);
 }
 
-// A task's memory: sums of a block of rows, and a panel widened to bfloat16.
+// A task's memory: sums of blocks of rows, and a panel widened to bfloat16 or, before that, a row widened to float32.
 inline int64_t ScratchBytes(const Product& p) { return kSumBytes + p.inputs() * kPanel * 2; }
 
 constexpr int64_t kShareBytes = 96 << 10;  // A call that reads less is not worth another thread's wake-up …
 constexpr int64_t kShareProducts = 4 << 20;  // … unless it multiplies more.
-constexpr int64_t kStepBytes = 32 << 10;     // Weight bytes that a thread takes at once, about.
+constexpr int64_t kStepBytes = 32 << 10;     // Weight bytes that a thread takes at once, about …
+constexpr int64_t kStepPanels = 4;           // … or panels, of many rows: between tasks nothing goes on beside products.
 
 // Computes `p.out`. `parallel(threads, n, f)` calls f(0) … f(n - 1), on at most so many threads.
 template <typename Parallel>
@@ -169,7 +171,7 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
   const Body body = Pick(p, isa);
   const int64_t padded = (p.T + 15) / 16 * 16, inputs = p.inputs();
   p.lines_of_row = body.form == kFloats ? 0 : (inputs * (body.form == kBf16Lines ? 2 : 1) + kLine - 1) / kLine;
-  const int64_t float_bytes = p.T * inputs * 4, line_bytes = padded * p.lines_of_row * kLine;
+  const int64_t float_bytes = body.form == kFloats ? p.T * inputs * 4 : 0, line_bytes = padded * p.lines_of_row * kLine;
   const int64_t sum_bytes = p.int8_rows ? padded * p.sums_of_row() * 4 : 0;
   uint8_t* memory = Aligned(own_rows, line_bytes + padded * 4 + sum_bytes + float_bytes);
   p.lines = memory, p.row_scale = (float*)(memory + line_bytes), p.row_sum = (int32_t*)p.row_scale + padded;
@@ -177,23 +179,25 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
 
   const int64_t bytes = p.panels * p.panel_bytes();
   if (bytes < kShareBytes && bytes * p.T < kShareProducts) threads = 1;
-  const int64_t row_tasks = (p.T + 15) / 16;
-  parallel(p.T >= 64 ? threads : 1, row_tasks, [&](int64_t i) {
-    for (int64_t row = 16 * i; row < std::min(p.T, 16 * i + 16); ++row) body.prepare(p, body.form, row);
-  });
-
-  // A unit of work is a panel for up to kManyRows rows.
-  const int64_t blocks = (p.T + kManyRows - 1) / kManyRows, step = std::max<int64_t>(kStepBytes / p.panel_bytes(), 1);
+  // A unit of work is a panel for up to kManyRows rows. Whoever needs rows first prepares them, into a cache of its own.
+  const int64_t blocks = (p.T + kManyRows - 1) / kManyRows;
+  const int64_t step = std::max(kStepBytes / p.panel_bytes(), p.T > kBlock ? kStepPanels : 1);
   const int64_t shares = std::min(threads, blocks * p.panels);
   flexjax::Shares work(blocks * p.panels, shares);
+  flexjax::Once prepared((p.T + kTogether - 1) / kTogether);
   parallel(threads, shares, [&](int64_t own) {
     thread_local std::vector<uint8_t> own_scratch;
     uint8_t* scratch = Aligned(own_scratch, ScratchBytes(p));
     for (flexjax::Range run; (run = work.Take(own, step)).count > 0;)
       for (int64_t unit = run.first, end = run.first + run.count, count; unit < end; unit += count) {
         const int64_t row = unit / p.panels * kManyRows, panel = unit % p.panels;
+        const int64_t rows = std::min<int64_t>(kManyRows, p.T - row);
         count = std::min(end - unit, p.panels - panel);
-        body.multiply(p, {panel, count, row, std::min<int64_t>(kManyRows, p.T - row)}, scratch);
+        prepared.Need(row / kTogether, (row + rows + kTogether - 1) / kTogether, [&](int64_t i) {
+          for (int64_t r = kTogether * i; r < std::min(p.T, kTogether * (i + 1)); ++r)
+            body.prepare(p, body.form, r, (float*)(scratch + kSumBytes));
+        });
+        body.multiply(p, {panel, count, row, rows}, scratch);
       }
   });
 }
