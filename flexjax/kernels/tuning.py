@@ -4,8 +4,9 @@ An op's `tuning.py` has
 
     BLOCKS: tuple[Block, ...]                  constants of its `pallas_tpu.py`, and what to try
     SHAPES: dict[str, ArgSpec]                 calls to try them on
-    case(shape) -> Case                        the call, to be compiled or timed
-    kernels(shape) -> tuple[Kernel, ...]       the kernels of the call, by the block sizes as they stand
+    OTHERS: dict[str, ArgSpec]                 calls that must compile too with the sizes that are chosen
+    case(shape) -> Case                        a call of either, to be compiled or timed
+    kernels(shape) -> tuple[Kernel, ...]       the kernels of a call of SHAPES, by the block sizes as they stand
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ cycles, were nothing ever waited for; memory runs beside it, so that the slower 
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flexjax.hardware import chips, topology
 from flexjax.hardware.roofline import Limits
+from flexjax.kernels.case import can_serve
 from flexjax.kernels.tuning import Kernel
 from flexjax.tune.blocks import block_sizes
 from flexjax.tune.evaluate import Candidate, Cost, Refused
 from flexjax.tune.listing import Bundles, cycles, read
 from flexjax.tune.measured import alternated
 
+COMMAND = [sys.executable, "-m", "flexjax.tune.kernel"]  # Compiles what its standard input asks for.
 CALLS = 100  # Enqueued at once: one alone would take less time than its dispatch.
 
 
@@ -43,7 +46,10 @@ def tuning_of(op: str) -> ModuleType:
 
 class CompiledKernel:
     """Static time of one call of an op: what the compiler schedules, never a speed seen. Waiting for memory that
-    nothing hides, a kernel's start and what the chip cannot issue as planned are not in it."""
+    nothing hides, a kernel's start and what the chip cannot issue as planned are not in it.
+
+    A candidate that is about to be chosen (`effort` above one) must compile for every other shape of the op too. Each
+    compiler runs in a process of its own: one that crashes refuses its candidate, and ends nothing else."""
 
     kind: Literal["compiled"] = "compiled"
     unit = "µs a call"
@@ -61,6 +67,9 @@ class CompiledKernel:
 
     def __call__(self, candidate: Candidate, effort: int = 1) -> Cost:
         value = self._microseconds(candidate)
+        if effort > 1:
+            shapes = (self._tuning.SHAPES | self._tuning.OTHERS).keys() - {self._shape}
+            compile_apart(self._op, sorted(shapes), self._chip.name, candidate)
         ratio = value / self._default
         return Cost(ratio, ratio, ratio, value, self._default, None)
 
@@ -135,21 +144,34 @@ def _listed(op: str, shape: str, chip: str, candidate: Candidate, names: Sequenc
     when it starts."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        compile_apart(op, [shape], chip, candidate, flags)
+        return {name: read(_listing(Path(folder), name).read_text()) for name in names}
+
+
+def compile_apart(op: str, shapes: Sequence[str], chip: str, candidate: Candidate, flags: str = "") -> None:
+    """Compiles the op on these shapes in another process, whose libtpu has the flags. Refused where that fails, be it
+    by a crash; ValueError where it fails with the op's own block sizes."""
+    request = dict(op=op, shapes=shapes, chip=chip, candidate=dict(candidate))
+    with tempfile.TemporaryDirectory() as folder:  # Where a crash leaves its core.
         done = subprocess.run(
-            [sys.executable, "-m", "flexjax.tune.kernel"],
-            input=json.dumps(dict(op=op, shape=shape, chip=chip, candidate=dict(candidate))),
+            COMMAND,
+            input=json.dumps(request),
             env={**os.environ, "JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags},
             cwd=folder,
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
-            if not candidate:
-                raise ValueError(f"The kernel does not compile for {chip}: {reason}")
-            raise Refused(reason)
-        return {name: read(_listing(Path(folder), name).read_text()) for name in names}
+    if not done.returncode:
+        return
+    shape = (done.stdout.split() or shapes)[-1]
+    if done.returncode < 0:
+        reason = f"the compiler ended by {signal.Signals(-done.returncode).name}"
+    else:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+    if not candidate:
+        raise ValueError(f"The kernel does not compile for {chip}, {shape}: {reason}")
+    raise Refused(f"{shape}: {reason}")
 
 
 def _listing(folder: Path, kernel: str) -> Path:
@@ -161,21 +183,29 @@ def _listing(folder: Path, kernel: str) -> Path:
     return found[0]
 
 
-def _compile(op: str, shape: str, chip: str, candidate: Candidate) -> None:
+def _compile(op: str, shapes: list[str], chip: str, candidate: Candidate) -> None:
+    """Each in turn, told as it begins; one beside others is passed over where the body refuses it by its own sizes."""
     found = chips.find(chip)
     assert found.compiler is not None
     device = topology.devices(found, "x".join(map(str, found.compiler["host"])))[0]
     mesh = Mesh(np.array([device]), ("tensor",), axis_types=(AxisType.Auto,))
     whole = NamedSharding(mesh, PartitionSpec())
-    case = tuning_of(op).case(shape)
 
     def on_device(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
-    state, *others = jax.tree.map(on_device, jax.eval_shape(case.make))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), block_sizes(candidate):
-        lowered = jax.jit(case.step, donate_argnums=0).lower(state, *others)
-    lowered.compile()
+    for shape in shapes:
+        print(shape, flush=True)
+        case = tuning_of(op).case(shape)
+        state, *others = jax.tree.map(on_device, jax.eval_shape(case.make))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if len(shapes) > 1 and can_serve(case.step, (state, *others)):
+                continue
+            with block_sizes(candidate):
+                # A new one: of a step that JAX has seen it would keep the block sizes.
+                step = tuning_of(op).case(shape).step
+                lowered = jax.jit(step, donate_argnums=0).lower(state, *others)
+        lowered.compile()
 
 
 if __name__ == "__main__":

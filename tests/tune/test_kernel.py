@@ -35,7 +35,8 @@ def test_small_blocks_cost_turns_and_each_chip_has_its_own(monkeypatch: pytest.M
 @needs_libtpu
 @pytest.mark.parametrize(
     ("op", "shape"),
-    [("ssd", "mamba2_2_7b_prefill_1024"), ("selective_scan", "mamba_2_8b_prefill_1024"),
+    [("ssd", "mamba2_2_7b_prefill_1024"), ("ssd", "mamba2_130m_prefill_1024"),
+     ("selective_scan", "mamba_2_8b_prefill_1024"),
      ("short_convolution", "mamba2_2_7b_decode_64"), ("lora_matmul", "llama3_8b_decode_8"),
      ("quantized_matmul", "llama3_8b_gate_up_8")],
 )  # fmt: skip
@@ -51,11 +52,40 @@ def test_loops_that_are_not_known_are_refused(monkeypatch: pytest.MonkeyPatch):
         CompiledKernel("ragged_paged_attention", "llama3_8b_of_8", "v5e")
 
 
+UNROLL = {"ssd.pallas_tpu.UNROLL": 12}
+
+
+def test_a_compiler_that_crashes_ends_nothing_but_its_candidate(monkeypatch: pytest.MonkeyPatch):
+    """In a process of its own it tells the shape that it begins, and dies."""
+    crash = "import os; print('one'); print('two', flush=True); os.kill(os.getpid(), 11)"
+    monkeypatch.setattr(kernel, "COMMAND", [kernel.sys.executable, "-c", crash])
+    with pytest.raises(Refused, match="two: the compiler ended by SIGSEGV"):
+        kernel.compile_apart("ssd", ["one", "two", "three"], "v5e", UNROLL)
+    with pytest.raises(ValueError, match="does not compile for v5e, two: the compiler ended by SIGSEGV"):
+        kernel.compile_apart("ssd", ["one", "two", "three"], "v5e", {})
+
+
+def test_what_is_to_be_chosen_must_compile_for_every_shape(monkeypatch: pytest.MonkeyPatch):
+    def compile_apart(op, shapes, chip, candidate, flags=""):
+        if candidate and "mamba2_130m_mixed" in shapes:
+            raise Refused("mamba2_130m_mixed: the compiler ended by SIGSEGV")
+
+    monkeypatch.setattr(kernel, "compile_apart", compile_apart)
+    monkeypatch.setattr(kernel, "_listing", lambda *_: types.SimpleNamespace(read_text=str))
+    monkeypatch.setattr(kernel, "cycles", lambda *_: 1e6)
+    evaluate = CompiledKernel("ssd", "mamba2_2_7b_prefill_1024", "v5e")
+    assert evaluate(UNROLL).ratio == 1
+    with pytest.raises(Refused, match="mamba2_130m_mixed"):
+        evaluate(UNROLL, effort=3)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_tried_is_there(op: str):
     tuning = tuning_of(op)
     for block in tuning.BLOCKS:
         assert block.note and getattr(kernel.importlib.import_module(f"flexjax.kernels.{op}.pallas_tpu"), block.name)
+    assert not tuning.SHAPES.keys() & tuning.OTHERS.keys()
+    assert all(tuning.case(shape).shape == shape for shape in tuning.OTHERS)
     for shape in tuning.SHAPES:
         assert tuning.case(shape).moved_bytes > 0
         assert all(each.moved_bytes > 0 for each in tuning.kernels(shape))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from flexjax.kernels.case import Case
 from flexjax.kernels.lora_matmul import bench, pallas_tpu
+from flexjax.kernels.lora_matmul.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.lora_matmul.arg_specs import SERVING_SPECS as SHAPES
 from flexjax.kernels.lora_matmul.pallas_tpu import block_of
 from flexjax.kernels.tuning import Block, Kernel, grid
@@ -15,7 +16,7 @@ BLOCKS = (
 
 
 def case(shape: str) -> Case:
-    return bench.case(shape, SHAPES[shape], "pallas_tpu", calls=1)
+    return bench.case(shape, (SHAPES | OTHERS)[shape], "pallas_tpu", calls=1)
 
 
 def kernels(shape: str) -> tuple[Kernel, ...]:

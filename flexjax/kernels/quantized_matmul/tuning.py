@@ -3,7 +3,7 @@
 from flexjax.kernels.case import Case
 from flexjax.kernels.quantized_matmul import pallas_tpu
 from flexjax.kernels.quantized_matmul.api import OP, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import GROUP, INT4, ArgSpec
+from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, GROUP, INT4, ArgSpec
 from flexjax.kernels.quantized_matmul.pallas_tpu import DEPTH, block_of
 from flexjax.kernels.tuning import Block, Kernel, grid
 
@@ -15,10 +15,11 @@ BLOCKS = (
     Block("APART_ROWS", (8, 16, 64), "Rows up to which groups are summed apart."),
 )
 SHAPES: dict[str, ArgSpec] = {f"llama3_8b_gate_up_{T}": INT4(T, 4096, 28672) for T in (8, 32, 64, 1024)}
+OTHERS = {name: spec for name, spec in ARG_SPECS.items() if spec.weight_dtype == "int4"}
 
 
 def case(shape: str) -> Case:
-    spec = SHAPES[shape]
+    spec = (SHAPES | OTHERS)[shape]
 
     def step(x, values, scale):
         y = quantized_matmul(x, values, scale, body="pallas_tpu", **spec.options)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flexjax.kernels.case import Case
 from flexjax.kernels.ragged_paged_attention import pallas_tpu
 from flexjax.kernels.ragged_paged_attention.api import OP, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec
 from flexjax.kernels.tuning import Block, Kernel, Loop, grid, on_chip
 
@@ -24,7 +25,7 @@ SHAPES: dict[str, ArgSpec] = {
 
 
 def case(shape: str) -> Case:
-    spec = SHAPES[shape]
+    spec = (SHAPES | OTHERS)[shape]
 
     def make() -> tuple[Any, ...]:
         q, k, v, pages, *batch = spec.arguments()

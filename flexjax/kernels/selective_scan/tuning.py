@@ -3,6 +3,7 @@
 from flexjax.kernels.case import Case
 from flexjax.kernels.recurrent_tpu import mean, segments_of, waits
 from flexjax.kernels.selective_scan import bench, pallas_tpu
+from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.selective_scan.arg_specs import SERVING_SPECS as SHAPES
 from flexjax.kernels.tuning import Block, Kernel, Loop, grid
 
@@ -14,7 +15,7 @@ BLOCKS = (
 
 
 def case(shape: str) -> Case:
-    return bench.case(shape, SHAPES[shape], "pallas_tpu", calls=1)
+    return bench.case(shape, (SHAPES | OTHERS)[shape], "pallas_tpu", calls=1)
 
 
 def kernels(shape: str) -> tuple[Kernel, ...]:

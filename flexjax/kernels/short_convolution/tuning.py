@@ -3,17 +3,21 @@
 from flexjax.kernels.case import Case
 from flexjax.kernels.recurrent_tpu import mean, segments_of, waits
 from flexjax.kernels.short_convolution import bench, pallas_tpu
+from flexjax.kernels.short_convolution.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.short_convolution.arg_specs import SERVING_SPECS as SHAPES
 from flexjax.kernels.tuning import Block, Kernel, Loop, grid
 
 BLOCKS = (
     Block("BLOCK_ROWS", (64, 256), "Rows at a time."),
     Block("UNROLL", (3, 6, 14), "Registers of channels of a row alone in one turn of the loop, at the most."),
+    Block(
+        "UNROLL_REGISTERS", (1, 3, 6, 14), "Registers of channels of many rows in one turn of the loop, at the most."
+    ),
 )
 
 
 def case(shape: str) -> Case:
-    return bench.case(shape, SHAPES[shape], "pallas_tpu", calls=1)
+    return bench.case(shape, (SHAPES | OTHERS)[shape], "pallas_tpu", calls=1)
 
 
 def kernels(shape: str) -> tuple[Kernel, ...]:

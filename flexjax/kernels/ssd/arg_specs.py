@@ -84,4 +84,6 @@ ARG_SPECS: dict[str, ArgSpec] = {
 SERVING_SPECS: dict[str, ArgSpec] = {
     "mamba2_2_7b_decode_64": MAMBA2_2_7B(batch=Batch((1,) * 64), dtype="bfloat16"),
     "mamba2_2_7b_prefill_1024": MAMBA2_2_7B(batch=Batch((1024,)), dtype="bfloat16"),
+    "mamba2_130m_prefill_1024": MAMBA2_130M(batch=Batch((1024,)), dtype="bfloat16"),
+    "codestral_7b_prefill_1024": CODESTRAL_7B(batch=Batch((1024,)), dtype="bfloat16"),
 }

@@ -19,7 +19,7 @@ from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalar
 
 LANES, SUBLANES = 128, 8  # Of a vector register.
 BLOCK_ROWS = LANES  # So that what is spread over lanes can be spread over rows by the same transpose.
-UNROLL = 4  # Registers of channels computed in one turn of the loop.
+UNROLL = 40  # Registers of channels computed in one turn of the loop, at the most.
 VMEM_BYTES = 96 * 2**20  # Of 128 MiB; the rest is XLA's.
 
 
@@ -74,6 +74,12 @@ def ssd(
         name="ssd",
     )
     return call(*scalars, *inputs, states)
+
+
+def unroll_of(registers: int) -> int:
+    """Registers of a group computed in one turn of the loop: as many as divide all evenly. With a rest libtpu 0.0.48.1
+    ends in a segmentation fault (12 registers by eight)."""
+    return max(n for n in range(1, UNROLL + 1) if registers % n == 0)
 
 
 def _refuse(x: Array, A: Array, B: Array, states: Array) -> None:
@@ -177,7 +183,7 @@ def _kernel(*refs: Any, num_groups: int, head_dim: int, decode_only: bool):
             scores = _product(C_g, B_g, transposed=True)
             B_down = jnp.transpose(B_g.astype(jnp.float32)).astype(x.dtype)
 
-            @_each_register(g * registers, (g + 1) * registers, unroll=UNROLL)
+            @_each_register(g * registers, (g + 1) * registers, unroll=unroll_of(registers))
             def _(lanes, register, scores=scores, B_down=B_down, C_g=C_g):
                 here = jnp.where(mine, scratch.x[register], 0.0)
                 rounded = here.astype(x.dtype)
