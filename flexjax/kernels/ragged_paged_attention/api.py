@@ -3,13 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels import registry
+from flexjax.kernels.over_axis import copied, over_axis
 from flexjax.kernels.ragged_paged_attention import base, cpu, pallas_tpu, xla
-from flexjax.kernels.ragged_paged_attention.over_heads import over_heads
 from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, dtype_name, sizes
 
 OP = "ragged_paged_attention"
@@ -88,11 +86,8 @@ def ragged_paged_attention(
         raise ValueError(
             f"{' and '.join(LARGEST)} pages, and no others, have a positive kv_scale; got {dtype} and {kv_scale}."
         )
-    copies = sizes(kv_pages)[2] // k.shape[1]
-    if copies > 1:
-        # Whole before they are copied; else XLA would gather their weights to compute each copy where it goes.
-        k, v = (constrain(x, ("rows", "kv_heads", "head_dim"), SERVING) for x in (k, v))
-        k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
+    heads = sizes(kv_pages)[2]
+    k, v = (copied(x, 1, heads // k.shape[1]) for x in (k, v))
     attend = functools.partial(
         registry.serve,
         OP,
@@ -105,7 +100,11 @@ def ragged_paged_attention(
         max_query_len=max_query_len,
         kv_scale=kv_scale,
     )
-    return over_heads(attend, q, k, v, kv_pages, query_starts, kv_lengths, page_table)
+    arguments = (q, k, v, kv_pages, query_starts, kv_lengths, page_table)
+    # Of int4, values and scales alike: split with their head, also where the scales alone would divide otherwise.
+    pages = 1 if isinstance(kv_pages, Int4Pages) else 2
+    places = (1, 1, 1, pages, None, None, None)
+    return over_axis(attend, "kv_heads", heads, arguments, places, (1, pages))
 
 
 def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len) -> None:

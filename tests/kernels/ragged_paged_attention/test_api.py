@@ -1,6 +1,7 @@
 """Which body serves a call, and what a wrong call is told."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flexjax.kernels.ragged_paged_attention import api, cpu, ragged_paged_attent
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec
 
 OP = "ragged_paged_attention"
+COPIED_SPEC = ArgSpec(N=8, K=2, H=8, page_size=4, sequences=((3, 9), (1, 6)), padding_rows=1)
 SPEC = ArgSpec(N=4, K=2, H=8, page_size=4, sequences=((1, 6), (3, 3)))
 needs_library = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
 
@@ -145,3 +147,23 @@ def test_int8_pages_cost_little():
     want, _ = run(pages, None)
     got, _ = run(jnp.round(pages / scale).astype(jnp.int8), scale)
     assert 0 < jnp.max(jnp.abs(got - want)) < 0.05
+
+
+@pytest.mark.parametrize("body", ["base", "xla", pytest.param("cpu", marks=needs_library)])
+@pytest.mark.parametrize("copies", [2, 4])
+def test_copies_of_a_head_change_nothing(body: str, copies: int):
+    """Pages hold each kv head several times, as a mesh of more devices than kv heads wants them."""
+    q, k, v, pages, *batch = COPIED_SPEC.arguments()
+    attend = jax.jit(functools.partial(ragged_paged_attention, **COPIED_SPEC.options, body=body))
+    once, pages_once = attend(q, k, v, pages, *batch)
+    out, copied = attend(q, k, v, jnp.repeat(pages, copies, axis=2), *batch)
+    np.testing.assert_allclose(out, once, atol=2e-6)
+    np.testing.assert_array_equal(copied, jnp.repeat(pages_once, copies, axis=2))
+
+
+@pytest.mark.parametrize("heads", [3, 16])
+def test_copies_that_do_not_fit_the_query_heads_are_refused(heads: int):
+    q, k, v, pages, *batch = COPIED_SPEC.arguments()
+    pages = jnp.zeros((*pages.shape[:2], heads, *pages.shape[3:]))
+    with pytest.raises(ValueError, match=f"multiple of K and divide N; they have {heads}, with K=2, N=8"):
+        ragged_paged_attention(q, k, v, pages, *batch, **COPIED_SPEC.options)
