@@ -1,10 +1,12 @@
 """What an op's `bench.py` gives to be timed: `cases() -> Iterator[Case]`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+
+from flexjax.kernels import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,15 @@ class Case:
     operations: float  # Multiplications and additions.
     dtype: str
     calls: int = 1
+
+
+def each(
+    specs: Mapping[str, Any], order: Mapping[str, Sequence[str]], anywhere: Sequence[str], case: Callable[..., Case]
+) -> Iterator[Case]:
+    """`case(shape, spec, body)` of each shape and body of this platform."""
+    for shape, spec in specs.items():
+        for body in order.get(registry.platform(), anywhere):
+            yield case(shape, spec, body)
 
 
 def can_serve(step: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:

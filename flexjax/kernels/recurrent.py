@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Int
 
 from flexjax.kernels.case import Case
 
+LAYERS = 2  # Calls of a step that is timed.
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -110,7 +112,7 @@ class Batch:
         )
 
 
-def case(op: str, call: Callable[..., Any], shape: str, spec: Any, body: str, calls: int) -> Case:
+def case(op: str, call: Callable[..., Any], shape: str, spec: Any, body: str, calls: int = LAYERS) -> Case:
     """What is timed of such an op: layers of a step, each with a pool of states of its own, all of the same rows."""
 
     def make():

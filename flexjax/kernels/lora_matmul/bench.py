@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from flexjax.kernels import registry
-from flexjax.kernels.case import Case
+from flexjax.kernels.case import Case, each
 from flexjax.kernels.lora_matmul.api import ANYWHERE, OP, ORDER, lora_matmul
 from flexjax.kernels.lora_matmul.arg_specs import SERVING_SPECS, ArgSpec
 
@@ -11,10 +10,7 @@ LAYERS = 4  # Projections of a step, each with adapters of its own, so that they
 
 
 def cases() -> Iterator[Case]:
-    """One for each shape and body of this platform."""
-    for shape, spec in SERVING_SPECS.items():
-        for body in ORDER.get(registry.platform(), ANYWHERE):
-            yield case(shape, spec, body)
+    return each(SERVING_SPECS, ORDER, ANYWHERE, case)
 
 
 def case(shape: str, spec: ArgSpec, body: str, calls: int = LAYERS) -> Case:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from flexjax.kernels import registry
-from flexjax.kernels.case import Case
+from flexjax.kernels.case import Case, each
 from flexjax.kernels.ragged_paged_attention.api import ANYWHERE, OP, ORDER, ragged_paged_attention
 from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, SERVING_SPECS, ArgSpec
 
@@ -14,10 +13,7 @@ LAYERS = 8  # Calls of a step, each with pages of its own, so that they come fro
 
 
 def cases() -> Iterator[Case]:
-    """One for each shape and body of this platform."""
-    for shape, spec in {**SERVING_SPECS, **ARG_SPECS}.items():
-        for body in ORDER.get(registry.platform(), ANYWHERE):
-            yield case(shape, spec, body)
+    return each({**SERVING_SPECS, **ARG_SPECS}, ORDER, ANYWHERE, case)
 
 
 def case(shape: str, spec: ArgSpec, body: str, calls: int = LAYERS) -> Case:

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 
-from flexjax.kernels import registry
-from flexjax.kernels.case import Case
+from flexjax.kernels.case import Case, each
 from flexjax.kernels.sample_top.api import ANYWHERE, OP, ORDER, sample_top
 from flexjax.kernels.sample_top.arg_specs import SERVING_SPECS, ArgSpec
 
 
 def cases() -> Iterator[Case]:
-    """One for each shape and body of this platform."""
-    for shape, spec in SERVING_SPECS.items():
-        for body in ORDER.get(registry.platform(), ANYWHERE):
-            yield case(shape, spec, body)
+    return each(SERVING_SPECS, ORDER, ANYWHERE, case)
 
 
 def case(shape: str, spec: ArgSpec, body: str, calls: int = 1) -> Case:
