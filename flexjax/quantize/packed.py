@@ -14,8 +14,6 @@ from flexjax.kernels.quantized_matmul import Packed, pack, pack_gated, packed_ma
 from flexjax.quantize.table import QuantizedTable, Table
 from flexjax.quantize.weights import QuantizedWeight, Weight
 
-_NONE: Any = np.zeros(0, np.float32)
-
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
@@ -29,7 +27,7 @@ class PackedWeight(nnx.Module):
     """Projections of the same rows as one product, with the norm before it and what follows it folded in."""
 
     lines: nnx.Param
-    scale: nnx.Param | None  # What a weight has none of is no array: each costs a microsecond a dispatch.
+    scale: nnx.Param | None
     bias: nnx.Param | None
     norm: nnx.Param | None = None
 
@@ -56,12 +54,12 @@ class PackedWeight(nnx.Module):
     def _hold(self, packed: Packed) -> None:
         for name in ("lines", "scale", "bias"):
             array = getattr(packed, name)
-            setattr(self, name, nnx.Param(array, axes=(None,) * array.ndim) if array.size else None)
+            setattr(self, name, None if array is None else nnx.Param(array, axes=(None,) * array.ndim))
         self.D, self.F = packed.D, packed.F
 
     @property
     def packed(self) -> Packed:
-        scale, bias = (_NONE if held is None else held[...] for held in (self.scale, self.bias))
+        scale, bias = (None if held is None else held[...] for held in (self.scale, self.bias))
         return Packed(self.lines[...], scale, bias, self.D, self.F, self.gate)
 
     def __call__(

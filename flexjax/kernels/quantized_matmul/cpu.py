@@ -59,16 +59,16 @@ def packed_matmul(
     if activation_dtype is not None and weight.dtype not in (jnp.int8, jnp.int4):
         raise NotImplementedError(f"rows in {activation_dtype} are built for int8 and int4 weights, not {weight.dtype}")
     register()
-    none = np.zeros(0, np.float32)
+    given = lambda array: np.zeros(0, np.float32) if array is None else array
     columns = weight.F // 2 if weight.gated else weight.F
     call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct((x.shape[0], columns), out_dtype))
     return call(
         x,
         weight.lines,
-        weight.scale,
-        none if norm is None else norm,
-        weight.bias,
-        none if residual is None else residual,
+        given(weight.scale),
+        given(norm),
+        given(weight.bias),
+        given(residual),
         eps=np.float32(eps),
         outputs=np.int64(weight.F),
         format=np.int64(FORMATS.index(weight.dtype.name)),

@@ -22,14 +22,14 @@ class Packed:
     each of 16 outputs are a line. int4 come four in 16 bits: of the eight elements of a line, the even ones in
     the first and the odd ones in the second.
 
-    Invariants: `scale` is [panels, 32] for int8, [panels, chunks, 32] for int4, else [0]; `bias` [panels, 32], or
-    [0] for none. What pads D and F is zero. A gated weight has F = 2 × outputs: each panel 16 gates and the 16
-    values that they multiply.
+    Invariants: `scale` is [panels, 32] for int8, [panels, chunks, 32] for int4, else None; `bias` [panels, 32] or
+    None: an empty array would cost each dispatch of a step as much as another. What pads D and F is zero. A gated
+    weight has F = 2 × outputs: each panel 16 gates and the 16 values that they multiply.
     """
 
     lines: Shaped[Array, "panels chunks two lines tile n"]
-    scale: Float[Array, "..."]
-    bias: Float[Array, "..."]
+    scale: Float[Array, "..."] | None
+    bias: Float[Array, "..."] | None
     D: int = dataclasses.field(metadata=dict(static=True))
     F: int = dataclasses.field(metadata=dict(static=True))
     gated: bool = dataclasses.field(default=False, metadata=dict(static=True))
@@ -71,12 +71,12 @@ def pack(values: Any, scale: Any = None, bias: Any = None) -> Packed:
     packed = np.ascontiguousarray(packed)
     if name == "bfloat16":
         packed = packed.view(ml_dtypes.bfloat16)
-    scales = np.zeros(0, np.float32)
-    if groups is not None:
+    if scale is not None:
         scales = _columns(np.asarray(scale, np.float32).reshape(-1, F), panels)
-        scales = scales.transpose(1, 0, 2) if name == "int4" else scales[0]
-    biases = np.zeros(0, np.float32) if bias is None else _columns(np.asarray(bias, np.float32)[None], panels)[0]
-    return Packed(jnp.asarray(packed), jnp.asarray(np.ascontiguousarray(scales)), jnp.asarray(biases), D, F)
+        scale = jnp.asarray(np.ascontiguousarray(scales.transpose(1, 0, 2)) if name == "int4" else scales[0])
+    if bias is not None:
+        bias = jnp.asarray(_columns(np.asarray(bias, np.float32)[None], panels)[0])
+    return Packed(jnp.asarray(packed), scale, bias, D, F)
 
 
 def pack_gated(gates: tuple[Any, Any, Any], values: tuple[Any, Any, Any]) -> Packed:
