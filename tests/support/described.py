@@ -59,13 +59,13 @@ def triton_kernels(
     return [_assembled(each) for each in made]
 
 
-def check_fits(kernels: list[TritonKernel], chip_name: str, names: list[str]) -> None:
+def check_fits(kernels: list[TritonKernel], chip_name: str, names: list[str], most_spilled_bytes: int = 0) -> None:
     """They are those, and take no more registers and shared memory than there are, so that nothing is spilled."""
     compiler = chips.find(chip_name).compiler
     assert compiler is not None
     assert [kernel.name for kernel in kernels] == names
     for kernel in kernels:
-        assert kernel.spilled_bytes == 0 and kernel.registers <= 255
+        assert kernel.spilled_bytes <= most_spilled_bytes and kernel.registers <= 255
         assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
 
 

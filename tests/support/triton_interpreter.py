@@ -9,13 +9,14 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _OF_CALL = {"cost_estimate", "name", "num_warps", "num_stages", "num_ctas", "backend_options"}
@@ -28,6 +29,16 @@ def run_tests(path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+
+
+def beside_the_formula(
+    monkeypatch: pytest.MonkeyPatch, op: Callable[..., Any], spec: Any
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each result of the GPU body under the interpreter, and what the formula gives."""
+    monkeypatch.setattr("jax_triton.triton_call", triton_call)
+    options = getattr(spec, "options", {})
+    got, want = (jax.tree.leaves(op(*spec.arguments(), body=body, **options)) for body in ("triton_gpu", "base"))
+    return [(np.asarray(g, np.float32), np.asarray(w, np.float32)) for g, w in zip(got, want, strict=True)]
 
 
 class _Memory:

@@ -1,6 +1,5 @@
 """Values of the GPU body without a GPU; test_triton_gpu.py runs this file in a process of its own."""
 
-import jax_triton
 import numpy as np
 import pytest
 import triton_interpreter
@@ -21,13 +20,11 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax_triton, "triton_call", triton_interpreter.triton_call)
     monkeypatch.setattr(triton_gpu, "_capability", lambda: (9, 0))
     spec = SPECS[name]
-    arguments = spec.arguments()
     if spec.weight_dtype == "int4" and spec.F % 2:
         with pytest.raises(NotImplementedError, match="int4 are read in pairs; F=37 is odd"):
-            quantized_matmul(*arguments, body="triton_gpu", **spec.options)
+            quantized_matmul(*spec.arguments(), body="triton_gpu", **spec.options)
         return
-    got, want = (quantized_matmul(*arguments, body=body, **spec.options) for body in ("triton_gpu", "base"))
+    ((got, want),) = triton_interpreter.beside_the_formula(monkeypatch, quantized_matmul, spec)
     np.testing.assert_allclose(got, want, atol=2e-6 * spec.D**0.5)  # float32 sums of unit size in another order.

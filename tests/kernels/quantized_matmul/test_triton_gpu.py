@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import triton_interpreter
-from described import GPUS, compiled, triton_kernels
+from bodies import beside_the_formula, on_a_gpu
+from described import GPUS, check_fits, compiled, triton_kernels
 
-from flexjax.hardware import chips, program
+from flexjax.hardware import program
 from flexjax.kernels.quantized_matmul import quantized_matmul
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, GROUP, INT4, INT8, INT8_ROWS, ArgSpec
 
@@ -30,13 +31,11 @@ def test_values_by_the_interpreter():
     triton_interpreter.run_tests(Path(__file__).with_name("on_triton_interpreter.py"))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+@on_a_gpu
 @pytest.mark.parametrize("name", [n for n, s in ARG_SPECS.items() if s.weight_dtype == "int8" or n == "int4_decode_16"])
 def test_values_on_a_gpu(name: str):
     spec = ARG_SPECS[name]
-    bodies = (functools.partial(quantized_matmul, body=body, **spec.options) for body in ("triton_gpu", "base"))
-    got, want = (np.asarray(jax.jit(body)(*spec.arguments())) for body in bodies)
+    ((got, want),) = beside_the_formula(quantized_matmul, spec)
     np.testing.assert_allclose(got, want, atol=2e-6 * spec.D**0.5)
 
 
@@ -47,12 +46,8 @@ def test_values_on_a_gpu(name: str):
     ids=["int8", "int4", "int4_64_rows", "int8_rows"],
 )
 def test_compiles_into_registers_and_shared_memory(chip: str, spec: ArgSpec, monkeypatch: pytest.MonkeyPatch):
-    compiler = chips.find(chip).compiler
-    assert compiler is not None
     call = functools.partial(quantized_matmul, **spec.options)
-    (kernel,) = triton_kernels(monkeypatch, chip, call, *abstract(spec))
-    assert kernel.spilled_bytes == 0 and kernel.registers <= 255
-    assert kernel.shared_bytes <= compiler["shared_bytes_per_block"]
+    check_fits(triton_kernels(monkeypatch, chip, call, *abstract(spec)), chip, ["_multiply"])
 
 
 def test_int4_are_not_copied_before_they_are_read():

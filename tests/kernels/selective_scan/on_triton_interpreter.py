@@ -1,6 +1,5 @@
 """Values of the GPU body without a GPU; test_triton_gpu.py runs this file in a process of its own."""
 
-import jax_triton
 import numpy as np
 import pytest
 import triton_interpreter
@@ -14,9 +13,5 @@ NAMES = ["odd_sizes"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax_triton, "triton_call", triton_interpreter.triton_call)
-    spec = ARG_SPECS[name]
-    results = (selective_scan(*spec.arguments(), body=body, **spec.options) for body in ("triton_gpu", "base"))
-    for got, want in zip(*results, strict=True):
-        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    for got, want in triton_interpreter.beside_the_formula(monkeypatch, selective_scan, ARG_SPECS[name]):
         np.testing.assert_allclose(got, want, atol=2e-5)  # float32 sums in another order.

@@ -3,11 +3,11 @@
 import functools
 
 import bodies
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from recurrent_ops import RecurrentOp
 
 from flexjax.kernels.recurrent import Batch
 from flexjax.kernels.selective_scan import selective_scan, selective_scan_dense
@@ -15,9 +15,7 @@ from flexjax.kernels.selective_scan.arg_specs import ARG_SPECS, ArgSpec
 
 # The interpreter takes seconds a shape; these have rows alone and in chunks, over the edge of a block, and padding.
 INTERPRETED = ["mamba_130m_decode", "mamba_130m_mixed", "ungated"]
-
-
-call = functools.partial(bodies.call, selective_scan)
+SCAN = RecurrentOp(selective_scan, selective_scan_dense, of_rows=(0, 1, 3, 4, 7))  # x, dt, B, C, z
 
 
 @functools.cache
@@ -53,7 +51,7 @@ def check(spec: ArgSpec, result) -> None:
 @pytest.mark.parametrize("name", ARG_SPECS)
 @pytest.mark.parametrize("body", ["base", "xla"])
 def test_equals_formula(body: str, name: str):
-    check(ARG_SPECS[name], call(ARG_SPECS[name], body))
+    check(ARG_SPECS[name], bodies.call(selective_scan, ARG_SPECS[name], body))
 
 
 @pytest.mark.parametrize("name", INTERPRETED)
@@ -67,70 +65,27 @@ def test_the_tpu_body_equals_formula_in_the_interpreter(name: str, monkeypatch: 
 @pytest.mark.parametrize("body", ["base", "xla"])
 def test_what_belongs_to_nobody_may_be_nan(body: str):
     spec = ArgSpec(D=16, N=4, batch=Batch((1, 1, 6, 2, 9), padding_rows=3, padding_sequences=2))
-    x, dt, A, B, C, skip, dt_bias, z, states, starts, slots, fresh = spec.arguments()
-    live = jnp.arange(len(x)) < starts[-1]
-    x, dt, B, C, z = (jnp.where(live[:, None], a, jnp.nan) for a in (x, dt, B, C, z))
-    owned = np.asarray(slots)[: len(spec.batch.rows)]
-    read = np.isin(np.arange(len(states)), owned[~np.array(spec.batch.fresh)])
-    spoiled = jnp.where(read[:, None, None], states, jnp.nan)
-    out, after = call(spec, body, (x, dt, A, B, C, skip, dt_bias, z, spoiled, starts, slots, fresh))
-    want, want_after = call(spec, body)
-    np.testing.assert_array_equal(out, want)
-    np.testing.assert_array_equal(after[owned], want_after[owned])
+    SCAN.check_what_belongs_to_nobody_may_be_nan(spec, body)
 
 
 @pytest.mark.parametrize("body", ["base", "xla"])
 def test_chunked_equals_whole(body: str):
-    spec = ArgSpec(D=16, N=4, batch=Batch((12,)))
-    x, dt, A, B, C, skip, dt_bias, z, states, _, slots, fresh = spec.arguments()
-    whole, want = call(spec, body)
-    outs, done = [], 0
-    for rows in (2, 1, 9):
-        part = slice(done, done + rows)
-        arguments = (x[part], dt[part], A, B[part], C[part], skip, dt_bias, z[part], states)
-        batch = (jnp.array([0, rows], jnp.int32), slots, fresh & (done == 0))
-        out, states = bodies.jitted(selective_scan, body, max_query_len=rows)(*arguments, *batch)
-        outs, done = [*outs, out], done + rows
-    np.testing.assert_allclose(np.concatenate(outs), whole, atol=1e-5)
-    np.testing.assert_allclose(states, want, atol=1e-6)
+    SCAN.check_chunked_equals_whole(ArgSpec(D=16, N=4, batch=Batch((12,))), body, atol=1e-5, state_atol=1e-6)
 
 
 @pytest.mark.parametrize("body", ["base", "xla"])
 def test_dense_equals_ragged(body: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flexjax.kernels.selective_scan.xla.BLOCK_ROWS", 3)
     spec = ArgSpec(D=16, N=4, batch=Batch((7, 7), goes_on=(True, True)))
-    x, dt, A, B, C, skip, dt_bias, z, states, _, slots, _ = spec.arguments()
-    want, want_states = call(spec, body)
-    x, dt, B, C, z = (a.reshape(2, 7, -1) for a in (x, dt, B, C, z))
-    out, last = selective_scan_dense(x, dt, A, B, C, skip, dt_bias, z, states[slots], body=body)
-    np.testing.assert_allclose(out.reshape(14, 16), want, atol=1e-5)
-    np.testing.assert_allclose(last, want_states[slots], atol=1e-6)
+    SCAN.check_dense_equals_ragged(spec, body, atol=1e-5, state_atol=1e-6)
 
 
 def test_gradients_of_the_dense_form_are_the_formulas(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flexjax.kernels.selective_scan.xla.BLOCK_ROWS", 3)
     spec = ArgSpec(D=8, N=4, batch=Batch((5, 5)))
-    x, dt, A, B, C, skip, dt_bias, z, *_ = spec.arguments()
-    x, dt, B, C, z = (a.reshape(2, 5, -1) for a in (x, dt, B, C, z))
-
-    def loss(body, *arguments):
-        out, last = selective_scan_dense(*arguments, body=body)
-        return jnp.sum(jnp.sin(out)) + jnp.sum(last**2)
-
-    arguments = (x, dt, A, B, C, skip, dt_bias, z)
-    got, want = (
-        jax.jit(jax.grad(functools.partial(loss, body), argnums=range(8)))(*arguments) for body in ("xla", "base")
-    )
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, atol=1e-5, rtol=1e-4)
+    SCAN.check_gradients_of_the_dense_form(spec, from_a_state=False, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("max_query_len", [1, 5])
 def test_donated_states_are_not_copied(max_query_len: int):
-    spec = ArgSpec(D=64, N=4, batch=Batch((1,) * 4))
-    *before, states, starts, slots, fresh = spec.arguments()
-    pool = jax.ShapeDtypeStruct((8192, *states.shape[1:]), states.dtype)
-    run = lambda states, before: selective_scan(*before, states, starts, slots, fresh, max_query_len=max_query_len)
-    memory = jax.jit(run, donate_argnums=0).lower(pool, tuple(before)).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= pool.size * 4
-    assert memory.temp_size_in_bytes <= 0.01 * pool.size * 4
+    SCAN.check_donated_states_are_not_copied(ArgSpec(D=64, N=4, batch=Batch((1,) * 4)), max_query_len)

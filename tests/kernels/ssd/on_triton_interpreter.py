@@ -1,6 +1,5 @@
 """Values of the GPU body without a GPU; test_triton_gpu.py runs this file in a process of its own."""
 
-import jax_triton
 import numpy as np
 import pytest
 import triton_interpreter
@@ -14,11 +13,8 @@ NAMES = ["groups", "odd_sizes"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax_triton, "triton_call", triton_interpreter.triton_call)
     spec = ARG_SPECS[name]
-    results = (ssd(*spec.arguments(), body=body, **spec.options) for body in ("triton_gpu", "base"))
-    for got, want in zip(*results, strict=True):
-        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    for got, want in triton_interpreter.beside_the_formula(monkeypatch, ssd, spec):
         # float32: sums in another order. bfloat16: factors are rounded to its 8 bits, and results.
         unit = 2**-8 if spec.dtype == "bfloat16" else 2e-6
         np.testing.assert_allclose(got, want, atol=unit * np.abs(want).max(), rtol=unit)
