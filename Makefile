@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --constraint
 INPUTS := setup.py pyproject.toml constraints.txt \
   $(wildcard $(foreach suffix,cc h inc,flexjax/kernels/*.$(suffix) flexjax/kernels/*/*.$(suffix)))
 
+# The tests start dozens of processes: without files of compiled Python each would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup bench test format
 
