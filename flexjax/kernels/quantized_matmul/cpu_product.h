@@ -34,7 +34,8 @@ constexpr int kManyRows = 256;     // rows of a task, at most
 constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use …
 constexpr int64_t kSoon = 2048;    // … and once more
 constexpr int kTogether = 16;      // rows that are prepared together
-constexpr int kFewRows = 4;        // up to so many are quicker without AMX, whose tiles are slow to load from memory
+// Up to so many rows are quicker without AMX: its tiles are slow to load from memory, unless they are widened first.
+constexpr int FewRows(Format f, bool int8_rows) { return int8_rows || f == kBfloat16 ? 4 : 2; }
 
 constexpr int ElementsOfLine(Format f) { return 1 << f; }
 constexpr int LinesOfTile(Format f) { return f == kInt4 ? 4 : 16; }
@@ -132,7 +133,7 @@ inline Body Pick(const Product& p, int64_t wanted) {
   const RowForm form = p.int8_rows ? kInt8Lines : kFloats;
 #if defined(__x86_64__)
   const bool tiles = p.int8_rows || (!p.x_wide && p.format != kFloat32);
-  if (isa == kAmx && p.T > kFewRows && tiles)
+  if (isa == kAmx && p.T > FewRows(p.format, p.int8_rows) && tiles)
     return {p.int8_rows ? kInt8Lines : kBf16Lines, avx512::Prepare, avx512::MultiplyTiles};
   if (isa >= kAvx512) return {form, avx512::Prepare, avx512::Multiply};
   if (isa == kAvx2) return {form, avx2::Prepare, avx2::Multiply};
