@@ -18,6 +18,7 @@ ARROWS = {
     "quantize": {"kernels", "hardware"},
     "engine": {"quantize", "kernels", "hardware"},
     "micro": {"kernels", "hardware"},  # On a CPU its limits are what our own loops reach.
+    "check": {"micro", "kernels", "hardware"},
     "records": {"hardware"},
     "train": {"engine", "quantize", "kernels", "hardware"},
     "bench": {"engine", "quantize", "train", "records", "hardware"},
@@ -27,6 +28,7 @@ ARROWS = {
     "jobs": {
         "bench",
         "micro",
+        "check",
         "train",
         "sweep",
         "tune",

@@ -1,61 +1,47 @@
 """Checks the values of every kernel on this GPU, and times them against what it copies and multiplies at most."""
 
-import csv
 import dataclasses
-import functools
-import importlib
-from collections.abc import Iterator
+import datetime
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from flexjax import kernels
-from flexjax.hardware import chips
+from flexjax import check
+from flexjax.check import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
 from flexjax.kernels import registry
-from flexjax.kernels.case import Case, can_serve
-from flexjax.micro import Loop, Probe, Reading, limits, measure
+from flexjax.records import environment
 
-HOME = Path(kernels.__file__).parent
-BODY = "triton_gpu"
-MOST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}  # Of the largest value.
-COPY_MIB = 1024
-LAYERS = 4  # Calls of a step, whose weights together do not stay in a cache.
+# Of the process that runs the kernels: this one keeps nothing on the GPU, and a new one can begin while the memory of
+# the last one is still given back.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+PACKAGES = ("jax", "jax-triton", "triton", "nvidia-cudnn-cu13", "tokamax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     ops: tuple[str, ...] = ()  # Folders of flexjax/kernels; empty takes all that have a GPU body.
+    # In this order: "goals", times and values of shapes that have a goal; "values", all other shapes that are checked;
+    # "others", times and values of other shapes.
+    parts: tuple[str, ...] = check.PARTS
     rounds: int = 7  # Of timing: everything in turn, this often; the median counts.
     round_s: float = 0.05  # Seconds of a round that one body fills.
+    limit_s: float = 540.0  # Seconds after which the run ends, whatever is left, and says what is.
+    item_s: float = 90.0  # Seconds that one shape may take, compiling included, before its process is stopped.
 
     def __post_init__(self):
-        if unknown := set(self.ops) - set(gpu_ops()):
-            raise ValueError(f"ops can be {', '.join(gpu_ops())}; got {', '.join(sorted(unknown))}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """A body on a named shape beside the formula; `error` is of the largest value, and None where it does not serve."""
-
-    op: str
-    shape: str
-    error: float | None
-    allowed: float
-    reason: str = ""
-
-    @property
-    def wrong(self) -> bool:
-        return self.error is not None and not self.error <= self.allowed  # NaN is wrong.
-
-
-def gpu_ops() -> list[str]:
-    return sorted(path.parent.name for path in HOME.glob(f"*/{BODY}.py"))
+        for name, given, known in (("ops", self.ops, check.gpu_ops()), ("parts", self.parts, check.PARTS)):
+            if unknown := sorted(set(given) - set(known)):
+                raise ValueError(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
+        if self.rounds < 1 or min(self.round_s, self.limit_s, self.item_s) <= 0:
+            raise ValueError(
+                "rounds, round_s, limit_s and item_s must be positive; got "
+                f"{self.rounds}, {self.round_s}, {self.limit_s} and {self.item_s}."
+            )
 
 
 def run(config: Config, workdir: Path) -> int:
@@ -63,93 +49,107 @@ def run(config: Config, workdir: Path) -> int:
     if registry.platform() != "gpu":
         console.print(f"check_gpu needs an NVIDIA GPU; JAX runs on {registry.platform()} here.")
         return 2
-    ops = config.ops or tuple(gpu_ops())
-    checked = [each for op in track(ops, "Checking values") for each in check(op)]
-    copies, products = _limits(config)
-    timed = [each for op in track(ops, "Timing") for each in _time(op, config)]
-    _print(console, checked, timed, copies, products)
-    _write(workdir / "gpu.csv", checked, timed, copies, products)
+    ends = time.monotonic() + config.limit_s
+    todo = check.plan(config.ops or check.gpu_ops(), config.parts)
+    rows: list[Row] = []
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    software = ", ".join(f"{name} {environment.version(name) or 'absent'}" for name in PACKAGES)
+    console.print(f"{date}, {software}", markup=False)
+    with Sheet(workdir / "gpu.csv", date, software) as sheet, Apart(check.healthy, ENVIRONMENT) as apart:
+        machine = _machine(apart, config, console)
+        for row in _rows(todo, apart, config, ends):
+            rows.append(row)
+            sheet.write(row, machine)
+            console.print(_line(row, machine), style=_style(row, machine), markup=False, soft_wrap=True)
+    _print(console, rows, machine)
     console.print(f"Figures in {workdir / 'gpu.csv'}.", style="dim", markup=False)
-    return 1 if any(each.wrong for each in checked) else 0
+    ours = [row for row in rows if row.body == check.BODY]
+    return 1 if any(row.outcome in ("wrong", "failed") for row in ours) else 0
 
 
-def check(op: str, body: str = BODY) -> Iterator[Checked]:
-    """The body against the formula on every named shape of the op, kernels compiled as they are served."""
-    specs = importlib.import_module(f"flexjax.kernels.{op}.arg_specs").ARG_SPECS
-    call = getattr(importlib.import_module(f"flexjax.kernels.{op}"), op)
-    for shape, spec in specs.items():
-        allowed, options = MOST_ERROR[spec.dtype], getattr(spec, "options", {})
-        arguments = spec.arguments()
-        served, formula = (functools.partial(call, body=each, **options) for each in (body, "base"))
-        if reason := can_serve(served, arguments):
-            yield Checked(op, shape, None, allowed, reason)
+def _machine(apart: Apart, config: Config, console: Console) -> Machine | None:
+    """None, and a line that says why, where it cannot be measured: times are worth having without their shares."""
+    try:
+        found = apart.call(config.item_s, check.machine, config.rounds, config.round_s)
+    except Failed as error:
+        console.print(f"The GPU's limits could not be measured: {error}.", style="bold red", markup=False)
+        return None
+    console.print(
+        f"{found.device} (measured): copies {found.copies / 1e9:,.0f} GB/s, bfloat16 products "
+        f"{found.products / 1e12:,.0f} TFLOP/s",
+        markup=False,
+    )
+    return found
+
+
+def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float) -> Iterator[Row]:
+    """The rows of each item as they come. Where one body ends the process, those beside it are done again, alone."""
+    left = deque(todo)
+    while left:
+        item = left.popleft()
+        seconds = ends - time.monotonic()
+        if seconds <= 0:
+            yield from _instead(item, "left out", f"limit_s, {config.limit_s:g} s, was over")
             continue
-        got, want = (jax.tree.leaves(jax.jit(each)(*arguments)) for each in (served, formula))
-        yield Checked(op, shape, max(map(_error, got, want)), allowed)
+        try:
+            yield from apart.call(min(config.item_s, seconds), check.do, item, config.rounds, config.round_s)
+        except Failed as error:
+            if isinstance(error, TookTooLong) and seconds < config.item_s:
+                yield from _instead(item, "left out", f"limit_s, {config.limit_s:g} s, ended it")
+            elif item.what == "times" and len(item.bodies) > 1:
+                left.extendleft(dataclasses.replace(item, bodies=(body,)) for body in reversed(item.bodies))
+            else:
+                yield from _instead(item, "failed", str(error))
 
 
-def _error(got: Any, want: Any) -> float:
-    got, want = (np.asarray(jnp.asarray(each).astype(jnp.float32)) for each in (got, want))
-    apart = np.subtract(got, want, where=got != want, out=np.zeros_like(want))  # Equal infinities are equal.
-    largest = float(np.max(np.abs(want), where=np.isfinite(want), initial=1e-30))
-    return float(np.max(np.abs(apart))) / largest
+def _instead(item: Item, outcome: Outcome, note: str) -> Iterator[Row]:
+    for body in item.bodies if item.what == "times" else item.bodies[:1]:
+        goal = item.goal if item.what == "times" and body == check.BODY else None
+        yield Row(item.what, item.op, item.shape, body, outcome, note, goal=goal)
 
 
-def _limits(config: Config) -> tuple[float, float]:
-    """Bytes a second that are copied, operations a second of bfloat16 products."""
-    machine = limits(["bfloat16"], config.rounds, config.round_s, [COPY_MIB])
-    return machine.copy[COPY_MIB], machine.products["bfloat16"]
+def _line(row: Row, machine: Machine | None) -> str:
+    name = f"{row.what:5} {row.op} {row.shape} {row.body}"
+    if row.outcome not in ("ok", "wrong"):
+        return f"{name}: {row.outcome}, {row.note}"
+    if row.what == "value":
+        return f"{name}: {row.outcome}, off by {row.error:.2g} of the largest value, {row.allowed:g} allowed"
+    assert row.median_s is not None
+    shares = ", ".join(f"{share:.0%} of {limit}" for limit, share in row.shares(machine).items())
+    return f"{name}: {1e6 * row.median_s:,.1f} µs, {shares or 'no limits'}{_verdict(row, machine)}"
 
 
-def _time(op: str, config: Config) -> Iterator[tuple[Case, Reading]]:
-    """Each serving shape by this body and by XLA's, round by round."""
-    for cases in _serving(op):
-        cases = [case for case in cases if can_serve(case.step, case.make()) is None]
-        probes = [Probe(case.body, op, 0, Loop(case.step, *case.make())) for case in cases]
-        yield from zip(cases, measure(probes, config.rounds, config.round_s), strict=True)
+def _verdict(row: Row, machine: Machine | None) -> str:
+    met = row.met(machine)
+    return "" if met is None else f"; {row.goal}: {'met' if met else 'missed'}"
 
 
-def _serving(op: str) -> Iterator[list[Case]]:
-    bench = importlib.import_module(f"flexjax.kernels.{op}.bench")
-    for shape, spec in bench.SERVING_SPECS.items():
-        yield [bench.case(shape, spec, body, LAYERS) for body in (BODY, "xla")]
+def _style(row: Row, machine: Machine | None) -> str:
+    if row.body == check.BODY and row.outcome in ("wrong", "failed"):
+        return "bold red"
+    return "yellow" if row.met(machine) is False else ""
 
 
-def _print(console: Console, checked, timed, copies: float, products: float) -> None:
-    console.print(f"{chips.detect().device_kind} (measured): copies {copies / 1e9:,.0f} GB/s, bfloat16 products "
-                  f"{products / 1e12:,.0f} TFLOP/s", markup=False)  # fmt: skip
-    for each in checked:
-        if each.wrong:
-            text = f"• {each.op} {each.shape}: off by {each.error:.2g} of the largest value, {each.allowed:g} allowed"
-            console.print(text, style="bold red", markup=False)
-        elif each.error is None:
-            console.print(f"• {each.op} {each.shape}: not served, {each.reason}", markup=False)
-    console.print(f"{sum(each.error is not None for each in checked)} shapes checked, "
-                  f"{sum(each.wrong for each in checked)} wrong")  # fmt: skip
+def _print(console: Console, rows: Sequence[Row], machine: Machine | None) -> None:
+    """The times once more, side by side, and what is to be known of the rest."""
     table = Table(box=None)
     for head in ("op", "shape", "body"):
-        table.add_column(head)
+        table.add_column(head, no_wrap=True)
     for head in ("µs", "of copies", "of products"):
         table.add_column(head, justify="right")
-    for case, reading in timed:
-        seconds = reading.median / LAYERS
-        shares = (case.moved_bytes / seconds / copies, case.operations / seconds / products)
-        table.add_row(case.op, case.shape, case.body, f"{1e6 * seconds:,.1f}", *(f"{100 * s:.0f} %" for s in shares))
+    for head in ("goal", "met"):
+        table.add_column(head)
+    for row in rows:
+        if row.what == "times" and (row.median_s is not None or row.goal is not None):
+            shares = row.shares(machine)
+            cells = (f"{shares[limit]:.0%}" if limit in shares else "" for limit in ("copies", "products"))
+            took = row.outcome if row.median_s is None else f"{1e6 * row.median_s:,.1f}"
+            met = {None: "", True: "yes", False: "no"}[row.met(machine)]
+            table.add_row(row.op, row.shape, row.body, took, *cells, str(row.goal or ""), met)
     console.print(table)
-
-
-def _write(path: Path, checked, timed, copies: float, products: float) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            "device op shape body error allowed median_s low_s high_s moved_bytes operations copy_bytes_per_s "
-            "bfloat16_operations_per_s".split()
-        )
-        device = chips.detect().device_kind
-        for each in checked:
-            error = each.reason if each.error is None else each.error
-            writer.writerow([device, each.op, each.shape, BODY, error, each.allowed, *[""] * 5, copies, products])
-        for case, r in timed:
-            seconds = [each / LAYERS for each in (r.median, r.low, r.high)]
-            work = (case.moved_bytes, case.operations, copies, products)
-            writer.writerow([device, case.op, case.shape, case.body, "", "", *seconds, *work])
+    count = lambda what, outcome: sum((row.what, row.outcome) == (what, outcome) for row in rows)
+    for what, name in (("value", "Values"), ("times", "Times")):
+        found = [f"{count(what, outcome)} {outcome}" for outcome in ("ok", "wrong", "refused", "failed", "left out")]
+        console.print(f"{name}: {', '.join(found)}.", markup=False)
+    goals = [row.met(machine) for row in rows if row.goal is not None]
+    console.print(f"Goals: {goals.count(True)} met, {goals.count(False)} missed, {goals.count(None)} not known.")

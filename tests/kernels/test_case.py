@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexjax.jobs import check_gpu
 from flexjax.jobs.bench_kernels import timed_ops
 from flexjax.kernels.case import can_serve
 
@@ -59,6 +58,3 @@ def test_serving_shapes_are_timed_by_every_body_and_steps_stay_finite(op: str, m
     after = jax.jit(case.step)(state, *others)
     finite = lambda x: bool(jnp.all(jnp.isfinite(x) | (x == -np.inf)))  # Logits may be -inf.
     assert all(map(finite, jax.tree.leaves(after)))
-    ((ours, theirs),) = check_gpu._serving(op)
-    assert (ours.body, theirs.body, theirs.calls) == ("triton_gpu", "xla", check_gpu.LAYERS)
-    assert can_serve(theirs.step, theirs.make()) is None

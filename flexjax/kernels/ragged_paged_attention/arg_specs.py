@@ -151,16 +151,23 @@ ARG_SPECS: dict[str, ArgSpec] = {
     ),
 }
 
-# Sizes to be timed, too large to be checked everywhere: those of accelerators, then those of a CPU.
+
+def _llama3_8b_decode(batch: int, page_dtype: str) -> dict[str, ArgSpec]:
+    spec = LLAMA3_8B(sequences=decode(batch, 2048), dtype="bfloat16", page_dtype=page_dtype)
+    return {f"llama3_8b_decode_{batch}_{page_dtype}": spec}
+
+
+# Sizes to be timed, too large to be checked everywhere: those of accelerators, most wanted first, then those of a CPU.
 SERVING_SPECS: dict[str, ArgSpec] = {
-    **{
-        f"llama3_8b_decode_{B}_{page_dtype}": LLAMA3_8B(
-            sequences=decode(B, 2048), dtype="bfloat16", page_dtype=page_dtype
-        )
-        for B in (64, 8)
-        for page_dtype in ("bfloat16", "int8", "float8_e4m3fn", "int4")
-    },
+    **_llama3_8b_decode(64, "bfloat16"),
     "llama3_8b_prefill_4096": LLAMA3_8B(sequences=((4096, 4096),), dtype="bfloat16"),
+    **_llama3_8b_decode(64, "int8"),
+    **_llama3_8b_decode(64, "float8_e4m3fn"),
+    **_llama3_8b_decode(64, "int4"),
+    **_llama3_8b_decode(8, "bfloat16"),
+    **_llama3_8b_decode(8, "int8"),
+    **_llama3_8b_decode(8, "float8_e4m3fn"),
+    **_llama3_8b_decode(8, "int4"),
     **{
         f"shipped_decode_{B}_{dtype}": SHIPPED(sequences=decode(B, 256), dtype=dtype)
         for dtype in ("float32", "bfloat16")
