@@ -135,6 +135,12 @@ class Segments:
             jax.lax.fori_loop(jnp.maximum(num_live - BUFFERS, 0), num_live, wait, 0)
 
 
+def per_turn(registers: int, most: int) -> int:
+    """Registers computed in one turn of a loop: as many as divide all evenly. With a rest libtpu 0.0.48.1 ends in a
+    segmentation fault (12 registers by eight)."""
+    return max(n for n in range(1, most + 1) if registers % n == 0)
+
+
 def segments_of(batch: Batch, block_rows: int) -> list[int]:
     """The rows of each segment of a batch."""
     segments, done = [], 0

@@ -5,7 +5,7 @@ import pytest
 
 from flexjax.hardware import chips
 from flexjax.kernels.recurrent import Batch
-from flexjax.kernels.recurrent_tpu import segments_of
+from flexjax.kernels.recurrent_tpu import per_turn, segments_of
 from flexjax.kernels.tuning import ByChip, Loop, grid, on_chip
 
 
@@ -34,3 +34,8 @@ def test_a_grid_of_one_step_is_no_loop():
 )
 def test_segments_end_where_blocks_and_sequences_do(rows, segments):
     assert segments_of(Batch(rows), 8) == segments
+
+
+def test_registers_are_unrolled_without_a_rest():
+    """Of Mamba-2 130M, 2.7B and 8B; a rest crashes the compiler."""
+    assert [per_turn(n, 40) for n in (12, 40, 64, 41)] == [12, 40, 32, 1]

@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
 
-BLOCK_ROWS = 128
+BLOCK_ROWS = 256  # At a time, of as few channels as leave room for them.
 BLOCK_REGISTERS = 8  # Channels whose states are computed at a time, in registers of `LANES`.
-UNROLL = 8  # Rows computed in one turn of the loop.
+BLOCK_BYTES = 80 * 2**20  # What rows at a time may hold.
+UNROLL = 16  # Rows computed in one turn of the loop.
 VMEM_BYTES = 96 * 2**20  # Of 128 MiB; the rest is XLA's.
 LANES, SUBLANES = 128, 8  # Of a vector register.
 
@@ -44,7 +45,7 @@ def selective_scan(
     del max_query_len  # Decoding rows are segments like others.
     (T, D), N = x.shape, A.shape[0]
     _refuse(x, A, states)
-    rows = block_rows(T)
+    rows = block_rows(T, D, x.dtype.itemsize)
     scalars = scalars_of(T, rows, query_starts, state_slots, fresh)
 
     by_row = lambda width: pl.BlockSpec((rows, width), lambda i, *_: (i, 0))
@@ -88,9 +89,12 @@ def selective_scan(
     return call(*scalars, *inputs, states)
 
 
-def block_rows(num_rows: int) -> int:
+def block_rows(num_rows: int, channels: int, itemsize: int) -> int:
     """Rows at a time, of so many."""
-    return min(BLOCK_ROWS, -(-num_rows // (2 * SUBLANES)) * 2 * SUBLANES)
+    # Two float32 and the eighth part of a sum's registers; four arrays twice, being moved and computed on.
+    each = channels * (4 * (2 + SUBLANES) + 2 * 4 * itemsize)
+    tile = 2 * SUBLANES
+    return min(BLOCK_ROWS, max(1, BLOCK_BYTES // each // tile) * tile, -(-num_rows // tile) * tile)
 
 
 def _refuse(x: Array, A: Array, states: Array) -> None:

@@ -1,5 +1,7 @@
 """Block sizes of the selective scan on TPUs."""
 
+import jax.numpy as jnp
+
 from flexjax.kernels.case import Case
 from flexjax.kernels.recurrent_tpu import mean, segments_of, waits
 from flexjax.kernels.selective_scan import bench, pallas_tpu
@@ -8,9 +10,9 @@ from flexjax.kernels.selective_scan.arg_specs import SERVING_SPECS as SHAPES
 from flexjax.kernels.tuning import Block, Kernel, Loop, grid
 
 BLOCKS = (
-    Block("BLOCK_ROWS", (32, 64, 256), "Rows at a time."),
+    Block("BLOCK_ROWS", (32, 64, 128), "Rows at a time, at the most."),
     Block("BLOCK_REGISTERS", (4, 5, 10), "Registers of channels whose states are computed at a time."),
-    Block("UNROLL", (4, 16), "Rows computed in one turn of the loop."),
+    Block("UNROLL", (4, 8, 32), "Rows computed in one turn of the loop."),
 )
 
 
@@ -20,7 +22,7 @@ def case(shape: str) -> Case:
 
 def kernels(shape: str) -> tuple[Kernel, ...]:
     spec = SHAPES[shape]
-    rows = pallas_tpu.block_rows(spec.batch.num_rows)
+    rows = pallas_tpu.block_rows(spec.batch.num_rows, spec.D, jnp.dtype(spec.dtype).itemsize)
     blocks, segments = -(-spec.batch.num_rows // rows), segments_of(spec.batch, rows)
     registers, unroll = spec.D // pallas_tpu.LANES, pallas_tpu.UNROLL
     of_channels = (Loop(mean(n // unroll for n in segments)), Loop(mean(n % unroll for n in segments)))

@@ -13,11 +13,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
+from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, per_turn, scalars_of
 
 BLOCK_ROWS = 128
-UNROLL = 8  # Registers of channels computed in one turn of a loop.
-UNROLL_REGISTERS = 2  # Registers of channels of many rows computed in one turn of the loop.
+UNROLL = 14  # Registers of channels of a row alone in one turn of the loop,
+UNROLL_REGISTERS = 14  # and of many rows, at the most.
 VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 LANES, SUBLANES = 128, 8  # Of a vector register.
 
@@ -74,11 +74,6 @@ def block_rows(num_rows: int) -> int:
     return min(BLOCK_ROWS, -(-num_rows // (2 * SUBLANES)) * 2 * SUBLANES)
 
 
-def row_group(registers: int) -> int:
-    """Registers of channels of a row alone at a time: as many as divide all evenly."""
-    return max(n for n in range(1, UNROLL + 1) if registers % n == 0)
-
-
 def _refuse(x: Array, weight: Array) -> None:
     if x.shape[1] % LANES:
         raise NotImplementedError(f"{x.shape[1]} channels; a multiple of {LANES}, the lanes of a register, is served")
@@ -113,14 +108,14 @@ def _kernel(*refs: Any, silu: bool):
             function(register, pl.ds(pl.multiple_of(register * LANES, LANES), LANES))
             return carry
 
-        jax.lax.fori_loop(0, D // LANES, turn, 0, unroll=UNROLL_REGISTERS)
+        jax.lax.fori_loop(0, D // LANES, turn, 0, unroll=per_turn(D // LANES, UNROLL_REGISTERS))
 
     @each_register
     def _(register, lanes):
         inputs[register, pl.ds(SUBLANES, rows)] = jnp.where(live, x[:, lanes].astype(jnp.float32), 0.0)
         y[register, :rows] = convolved(inputs, register, lanes, SUBLANES - W + 1, rows)
 
-    group = row_group(D // LANES)
+    group = per_turn(D // LANES, UNROLL)
 
     def row(begin, state):
         def turn(i, carry):

@@ -1,7 +1,7 @@
 """Block sizes of the short convolution on TPUs."""
 
 from flexjax.kernels.case import Case
-from flexjax.kernels.recurrent_tpu import mean, segments_of, waits
+from flexjax.kernels.recurrent_tpu import mean, per_turn, segments_of, waits
 from flexjax.kernels.short_convolution import bench, pallas_tpu
 from flexjax.kernels.short_convolution.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.short_convolution.arg_specs import SERVING_SPECS as SHAPES
@@ -9,10 +9,8 @@ from flexjax.kernels.tuning import Block, Kernel, Loop, grid
 
 BLOCKS = (
     Block("BLOCK_ROWS", (64, 256), "Rows at a time."),
-    Block("UNROLL", (3, 6, 14), "Registers of channels of a row alone in one turn of the loop, at the most."),
-    Block(
-        "UNROLL_REGISTERS", (1, 3, 6, 14), "Registers of channels of many rows in one turn of the loop, at the most."
-    ),
+    Block("UNROLL", (3, 7), "Registers of channels of a row alone in one turn of the loop, at the most."),
+    Block("UNROLL_REGISTERS", (2, 7), "Registers of channels of many rows in one turn of the loop, at the most."),
 )
 
 
@@ -25,8 +23,8 @@ def kernels(shape: str) -> tuple[Kernel, ...]:
     rows = pallas_tpu.block_rows(spec.batch.num_rows)
     blocks, segments = -(-spec.batch.num_rows // rows), segments_of(spec.batch, rows)
     registers, alone = spec.D // pallas_tpu.LANES, mean(n == 1 for n in segments)
-    each_register = lambda share: Loop(share * registers / pallas_tpu.UNROLL_REGISTERS)
-    row = Loop(alone * registers / pallas_tpu.row_group(registers))
+    each_register = lambda share: Loop(share * registers / per_turn(registers, pallas_tpu.UNROLL_REGISTERS))
+    row = Loop(alone * registers / per_turn(registers, pallas_tpu.UNROLL))
     of_segment = (row, each_register(1 - alone))
     loops = (each_register(1), Loop(len(segments) / blocks, of_segment), waits(spec.batch, blocks), each_register(1))
     return (Kernel("short_convolution", grid(blocks, *loops), spec.moved_bytes),)

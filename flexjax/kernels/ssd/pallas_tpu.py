@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, scalars_of
+from flexjax.kernels.recurrent_tpu import NUM_SCALARS, Scalars, Segments, per_turn, scalars_of
 
 LANES, SUBLANES = 128, 8  # Of a vector register.
 BLOCK_ROWS = LANES  # So that what is spread over lanes can be spread over rows by the same transpose.
@@ -74,12 +74,6 @@ def ssd(
         name="ssd",
     )
     return call(*scalars, *inputs, states)
-
-
-def unroll_of(registers: int) -> int:
-    """Registers of a group computed in one turn of the loop: as many as divide all evenly. With a rest libtpu 0.0.48.1
-    ends in a segmentation fault (12 registers by eight)."""
-    return max(n for n in range(1, UNROLL + 1) if registers % n == 0)
 
 
 def _refuse(x: Array, A: Array, B: Array, states: Array) -> None:
@@ -183,7 +177,7 @@ def _kernel(*refs: Any, num_groups: int, head_dim: int, decode_only: bool):
             scores = _product(C_g, B_g, transposed=True)
             B_down = jnp.transpose(B_g.astype(jnp.float32)).astype(x.dtype)
 
-            @_each_register(g * registers, (g + 1) * registers, unroll=unroll_of(registers))
+            @_each_register(g * registers, (g + 1) * registers, unroll=per_turn(registers, UNROLL))
             def _(lanes, register, scores=scores, B_down=B_down, C_g=C_g):
                 here = jnp.where(mine, scratch.x[register], 0.0)
                 rounded = here.astype(x.dtype)

@@ -1,7 +1,7 @@
 """Block sizes of SSD on TPUs."""
 
 from flexjax.kernels.case import Case
-from flexjax.kernels.recurrent_tpu import mean, segments_of, waits
+from flexjax.kernels.recurrent_tpu import mean, per_turn, segments_of, waits
 from flexjax.kernels.ssd import bench, pallas_tpu
 from flexjax.kernels.ssd.arg_specs import ARG_SPECS as OTHERS
 from flexjax.kernels.ssd.arg_specs import SERVING_SPECS as SHAPES
@@ -22,7 +22,7 @@ def kernels(shape: str) -> tuple[Kernel, ...]:
     # What is spread over heads is there for the whole block after its first row alone.
     spread = registers * min(alone, blocks / len(segments))
     row = (Loop(spread), *[Loop(alone * registers / spec.G)] * spec.G)
-    turns = registers // spec.G // pallas_tpu.unroll_of(registers // spec.G)
+    turns = registers // spec.G // per_turn(registers // spec.G, pallas_tpu.UNROLL)
     chunk = [Loop((1 - alone) * turns)] * spec.G if turns > 1 else []  # One turn is no loop.
     of_segment = row if spec.batch.max_query_len == 1 else (*row, *chunk)
     loops = (Loop(registers), Loop(len(segments) / blocks, of_segment), waits(spec.batch, blocks), Loop(registers))
