@@ -22,7 +22,7 @@ namespace {
 constexpr int kTile = 32;         // tokens whose scores are held at once
 constexpr int kSpan = 512;        // tokens of one online softmax; spans are merged in order
 constexpr int kMaxQueries = 64;   // query vectors (rows * G) that share a tile of cpu_attend.inc …
-constexpr int kTileQueries = 256; // … and a packed span of cpu_tiles.inc,
+constexpr int kTileQueries = 384; // … and a packed span of cpu_tiles.inc,
 constexpr int kBlockQueries = 32; // of which so many are multiplied at once
 constexpr int kFewQueries = 4;    // up to so many read the tokens in place
 constexpr float kNoScore = -1e30f;
@@ -295,9 +295,11 @@ std::string Serve(Problem p, int64_t isa, int64_t most_threads, const Parallel& 
   // Every new key must be in place before any row looks. Shared even where it is little: the other
   // threads are then awake when the tasks come.
   parallel(threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, blocks[i]); });
+  // The last rows of a prompt see most: from them on, so that threads end together.
   parallel(threads, (int64_t)tasks.size(), [&](int64_t i) {
     thread_local std::vector<float> own_scratch;
-    body.attend(p, tasks[i], Scratch(own_scratch, body.scratch(p, tasks[i])));
+    const Task& task = tasks[tasks.size() - 1 - i];
+    body.attend(p, task, Scratch(own_scratch, body.scratch(p, task)));
   });
   for (size_t i = 0, end; i < tasks.size(); i = end) {
     for (end = i + 1; tasks[i].part >= 0 && end < tasks.size() && SameRows(tasks[i], tasks[end]);) ++end;
