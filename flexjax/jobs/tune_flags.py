@@ -119,7 +119,7 @@ def _what(config: Config) -> str:
 
 def _blocks(kernel: str) -> list[Factor]:
     op = kernel.partition("/")[0]
-    return [Factor(f"{op}.pallas_tpu.{block.name}", block.values, block.note) for block in tuning_of(op).BLOCKS]
+    return [Factor(f"{op}.{block.module}.{block.name}", block.values, block.note) for block in tuning_of(op).BLOCKS]
 
 
 def _measured(config: Config) -> tuple[Evaluator, str]:

@@ -2,7 +2,7 @@
 
 An op's `tuning.py` has
 
-    BLOCKS: tuple[Block, ...]                  constants of its `pallas_tpu.py`, and what to try
+    BLOCKS: tuple[Block, ...]                  constants of its TPU modules, and what to try
     SHAPES: dict[str, ArgSpec]                 calls to try them on
     OTHERS: dict[str, ArgSpec]                 calls that must compile too with the sizes that are chosen
     case(shape) -> Case                        a call of either, to be compiled or timed
@@ -23,6 +23,7 @@ class Block:
     name: str
     values: tuple[int, ...]
     note: str
+    module: str = "pallas_tpu"
 
 
 @dataclasses.dataclass(frozen=True)

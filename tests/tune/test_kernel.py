@@ -83,7 +83,8 @@ def test_what_is_to_be_chosen_must_compile_for_every_shape(monkeypatch: pytest.M
 def test_what_is_tried_is_there(op: str):
     tuning = tuning_of(op)
     for block in tuning.BLOCKS:
-        assert block.note and getattr(kernel.importlib.import_module(f"flexjax.kernels.{op}.pallas_tpu"), block.name)
+        module = kernel.importlib.import_module(f"flexjax.kernels.{op}.{block.module}")
+        assert block.note and getattr(module, block.name)
     assert not tuning.SHAPES.keys() & tuning.OTHERS.keys()
     assert all(tuning.case(shape).shape == shape for shape in tuning.OTHERS)
     for shape in tuning.SHAPES:

@@ -1,9 +1,9 @@
 """Ragged paged attention over int4 pages on TPUs: a kernel of our own, where JAX's serves none.
 
 A page of one kv head is a whole tile of tokens by channels, and its scales a row of tokens, as scores are: keys and
-values are widened in on-chip memory, and scores and weights take the scales. A turn of the grid has a block of one
-sequence's rows, in decoding its one row, with all heads, and walks the pages that these see; what comes next, also of
-the next block, is on its way while one computes.
+values are widened in on-chip memory, two at a time, and scores and weights take the scales. A turn of the grid has a
+block of one sequence's rows, in decoding its one row, with all heads, and walks the pages that these see; what comes
+next, also of the next block, is on its way while one computes.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ BLOCK_KV = 512  # Tokens of one sequence read at a time, in whole pages.
 BLOCK_ROWS = 32  # Of one sequence at a time, where it has several: times N rows of a product.
 LANES = 128  # Of a register: channels, and tokens of a row of scales.
 INT8_SUBLANES = 32  # Tokens of an int8 tile: as few as can be written are.
+OFFSET = 128.0 + 8  # Of widened values: their bits count from 128, and -8 is the least.
 WRITES = 16  # Tiles on their way at once.
 VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 
@@ -203,6 +204,16 @@ def _attend(
     own = jnp.pad(own, ((0, 0), (0, 0), (0, M - rows * G), (0, 0)))
     exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
+    at_lanes = range(0, page_size, LANES)
+
+    def exactly(widened):
+        """In float32 the offset is taken off before the product, whose sums would round it."""
+        return widened if exact is None else widened.astype(jnp.float32) - OFFSET
+
+    def too_much(factors):
+        """What the offset adds to a product with these rows."""
+        return OFFSET * jnp.sum(factors.astype(jnp.float32), axis=1, keepdims=True) if exact is None else 0.0
+
     def body(*refs):
         at, (table_ref, q_ref, values_hbm, scales_hbm, out_ref, values, scales, top, total, sums, semaphore) = (
             _Blocks(*refs[:7]),
@@ -226,6 +237,8 @@ def _attend(
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
         started = at.end[i] > at.begin[i]
+        lane, place = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), axis) for axis in (0, 1))
+        strewn = (lane == _token_of(place)).astype(jnp.bfloat16)  # Takes lanes to where `_widened` has their tokens.
 
         @pl.when(started & (at.before[i] == 0))
         def _():
@@ -241,27 +254,34 @@ def _attend(
 
             each_copy(i, j, lambda copy: copy.wait())
             slot = (at.before[i] + j - at.begin[i]) % 2
-            column = j * tokens + jax.lax.broadcasted_iota(jnp.int32, (M, tokens), 1)
+            column = j * tokens + _token_of(jax.lax.broadcasted_iota(jnp.int32, (M, tokens), 1))
             row = at.position[i] + jax.lax.broadcasted_iota(jnp.int32, (M, tokens), 0) // G
             seen = (column <= row) & (column < at.length[i])
-            lane = column[:1]
-            held = lane < at.length[i]  # What nobody sees may hold anything, NaN included.
             if window is not None:
                 seen &= column > row - window
-                held &= lane > at.position[i] - window
-            own_scales = scales[slot].astype(jnp.float32)  # [pages, 2 K, page_size]
+            in_order = jnp.concatenate(
+                [scales[slot, p, :, at : at + LANES].astype(jnp.float32) for at in at_lanes for p in range(pages)]
+            )
+            number = jax.lax.broadcasted_iota(jnp.int32, in_order.shape, 0) // (2 * K)
+            token = j * tokens + number % pages * page_size + number // pages * LANES
+            token = token + jax.lax.broadcasted_iota(jnp.int32, in_order.shape, 1)
+            held = token < at.length[i]  # What nobody sees may hold anything, NaN included.
+            if window is not None:
+                held &= token > at.position[i] - window
+            in_order = jnp.where(held, in_order, 0.0).astype(jnp.bfloat16)
+            in_order = jnp.einsum("RL,LC->RC", in_order, strewn, preferred_element_type=jnp.float32)
 
             def scale_row(r):
-                return jnp.concatenate([own_scales[p, r : r + 1] for p in range(pages)], axis=1)
+                rows = [(at * pages + p) * 2 * K + r for p in range(pages) for at in range(len(at_lanes))]
+                return jnp.concatenate([in_order[row : row + 1] for row in rows], axis=1)
 
             for head in range(K):
-                both = values[slot, :, head].astype(jnp.int32).reshape(tokens, H)
-                key = ((both << 28) >> 28).astype(jnp.float32).astype(q.dtype)
-                value = (both >> 4).astype(jnp.float32).astype(q.dtype)
+                key, value = _widened(values[slot, :, head].reshape(tokens, H))
                 score = jnp.einsum(
-                    "MH,SH->MS", q_ref[0, head], key, preferred_element_type=jnp.float32, precision=exact
+                    "MH,SH->MS", q_ref[0, head], exactly(key), preferred_element_type=jnp.float32, precision=exact
                 )
-                score = score * (jnp.where(held, scale_row(2 * head), 0.0) * scale)
+                score = score - too_much(q_ref[0, head])
+                score = score * (scale_row(2 * head) * scale)
                 if softcap is not None:
                     score = softcap * jnp.tanh(score / softcap)
                 score = jnp.where(seen, score, -jnp.inf)
@@ -270,9 +290,11 @@ def _attend(
                 weight, shrink = jnp.exp(score - highest), jnp.exp(last - highest)
                 top[head] = jnp.broadcast_to(highest, (M, LANES))
                 total[head] = total[head] * shrink + jnp.sum(weight, axis=1, keepdims=True)
-                weight = (weight * jnp.where(held, scale_row(2 * head + 1), 0.0)).astype(q.dtype)
-                more_sums = jnp.einsum("MS,SH->MH", weight, value, preferred_element_type=jnp.float32, precision=exact)
-                sums[head] = sums[head] * shrink + more_sums
+                weight = (weight * scale_row(2 * head + 1)).astype(q.dtype)
+                more_sums = jnp.einsum(
+                    "MS,SH->MH", weight, exactly(value), preferred_element_type=jnp.float32, precision=exact
+                )
+                sums[head] = sums[head] * shrink + (more_sums - too_much(weight))
             return _
 
         jax.lax.fori_loop(at.begin[i], at.end[i], turn, None)
@@ -313,6 +335,31 @@ def _attend(
     out = out[:, :, : rows * G].reshape(count, K, rows, G, H)
     out = out[jnp.where(live, block, 0), :, number % rows].reshape(T, N, H)
     return jnp.where(live[:, None, None], out, jnp.zeros((), out.dtype))
+
+
+def _token_of(place: Int[Array, "..."]) -> Int[Array, "..."]:
+    """The token, in the order of memory, that `_widened` puts at a place: of each 128 the even ones, then the odd."""
+    at = place % LANES
+    return place - at + 2 * (at % (LANES // 2)) + at // (LANES // 2)
+
+
+def _widened(both: Int[Array, "S H"]) -> tuple[Float[Array, "S H"], Float[Array, "S H"]]:
+    """Keys and values in bfloat16, each too large by `OFFSET`, in the order of `_token_of`.
+
+    A word of 32 bits holds a channel of four tokens. Two of them are widened at once by the bits of bfloat16
+    themselves: 0x4300 is 128, whose last bits count ones.
+    """
+    S, H = both.shape
+    words = pltpu.bitcast(both, jnp.int32)
+
+    def half(shift):
+        parts = []
+        for odd in (0, 8):  # Tokens 0 and 2 of a word, then 1 and 3.
+            bits = (jax.lax.shift_right_logical(words, shift + odd) & 0x000F000F) ^ 0x43084308
+            parts.append(pltpu.bitcast(bits, jnp.bfloat16).reshape(S // LANES, LANES // 2, H))
+        return jnp.concatenate(parts, axis=1).reshape(S, H)
+
+    return half(0), half(4)
 
 
 def _cost(q: Array, kv_pages: Int4Pages, page_table: Array, count: int) -> pl.CostEstimate:
