@@ -44,7 +44,7 @@ test: setup  ## Lint, types and tests.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 format: setup  ## Format and mend what the linter can.
 	$(BIN)/ruff check --fix

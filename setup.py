@@ -14,6 +14,10 @@ SHARED_FOLDERS = ["configs", "xla_flags", "models/weights"]
 
 
 class BuildNative(build_ext):
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.parallel = True  # As many compilers as processors.
+
     def get_ext_filename(self, fullname: str) -> str:
         # Loaded by ctypes, so the name carries no Python version; `cpu.so` would hide `cpu.py`.
         return str(Path(*fullname.split(".")).with_suffix(".so"))

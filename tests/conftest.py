@@ -27,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that none of them is left to one worker when the others have no more to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def dtype_promotion(request: pytest.FixtureRequest):
     """Strict, but where optax runs: its Adam raises a float to an integer count and fails under it."""

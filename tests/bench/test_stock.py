@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from flexjax import causal_lm
 from flexjax.bench.static_batch import Programs
@@ -24,14 +25,14 @@ def greedy(tiny_directory):
     """Greedy continuation without cache, batch or padding."""
     family, _ = causal_lm.family_of_directory(tiny_directory)
     model = family.load(tiny_directory, dtype=jnp.float32)
+    run = nnx.jit(lambda model, tokens: model.logits(model.dense(tokens)[0][0]))
 
     def continue_(prompt, count):
         ids = list(prompt)
         for _ in range(count):
             # Right padding is invisible to a causal model, and spares a compile a length.
             padded = jnp.asarray([ids + [0] * (64 - len(ids))], jnp.int32)
-            hidden, _ = model.dense(padded)
-            ids.append(int(jnp.argmax(model.logits(hidden[0, len(ids) - 1]))))
+            ids.append(int(jnp.argmax(run(model, padded)[len(ids) - 1])))
         return tuple(ids[len(prompt) :])
 
     return continue_

@@ -4,6 +4,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from flexjax.causal_lm import zeros
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
@@ -28,10 +29,9 @@ def model():
 
 def test_the_scale_holds_what_the_model_makes(model):
     scale = cache_scale(model)
-    tokens = jnp.arange(64, dtype=jnp.int32)[None]
-    _, cache = model.dense(
-        tokens, jnp.arange(64, dtype=jnp.int32)[None], zeros(model.dense_cache_spec(1, 64, jnp.float32))
-    )
+    tokens = positions = jnp.arange(64, dtype=jnp.int32)[None]
+    cache = zeros(model.dense_cache_spec(1, 64, jnp.float32))
+    _, cache = nnx.jit(lambda model, *arguments: model.dense(*arguments))(model, tokens, positions, cache)
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in cache)
     assert largest / MARGIN < 127 * scale < 3 * largest
     assert cache_scale(model.stacked()) == pytest.approx(scale)
