@@ -21,11 +21,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Num
 
 from flexjax.kernels import registry
-from flexjax.kernels.tuning import ByChip, on_chip
 
 DEPTH = 128  # Summed elements of a matrix unit (of v6e's, half).
 APART_ROWS = 32  # Up to so many rows, groups are summed apart.
-BLOCK_ROWS: int | ByChip = ByChip(256, {"v6e": 512})  # Of many.
+BLOCK_ROWS = 512  # Of many, which read the weight once.
 BLOCK_D = 8192  # Summed elements at a time,
 BLOCK_D_MANY = 4096  # and of many rows.
 BLOCK_F = 1024  # Columns at a time.
@@ -48,8 +47,8 @@ def quantized_matmul(
         values, scale = values[None], scale[None]
     place = jnp.zeros(1, jnp.int32) if layer is None else layer.reshape(1)
     T, rows = x.shape[0], -(-x.shape[0] // SUBLANES) * SUBLANES
-    if rows > (most := on_chip(BLOCK_ROWS)):
-        rows = -(-T // most) * most
+    if rows > BLOCK_ROWS:
+        rows = -(-T // BLOCK_ROWS) * BLOCK_ROWS
     x = jnp.pad(x, ((0, rows - T), (0, 0)))
     multiply = _sum_apart if rows <= APART_ROWS else _in_halves
     return multiply(x, values, scale, place)[:T]
@@ -99,7 +98,7 @@ def _in_halves(
 ) -> Float[Array, "T F"]:
     """Many rows."""
     T, D = x.shape
-    group, rows = D // scale.shape[1], min(T, on_chip(BLOCK_ROWS))
+    group, rows = D // scale.shape[1], min(T, BLOCK_ROWS)
     block = block_of(D, BLOCK_D_MANY, 8 * group)
     step = math.gcd(block, 2 * DEPTH)
 

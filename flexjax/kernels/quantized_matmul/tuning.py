@@ -5,13 +5,13 @@ from flexjax.kernels.quantized_matmul import pallas_tpu
 from flexjax.kernels.quantized_matmul.api import OP, quantized_matmul
 from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, GROUP, INT4, ArgSpec
 from flexjax.kernels.quantized_matmul.pallas_tpu import DEPTH, block_of
-from flexjax.kernels.tuning import Block, Kernel, grid, on_chip
+from flexjax.kernels.tuning import Block, Kernel, grid
 
 BLOCKS = (
     Block("BLOCK_F", (256, 512, 2048), "Columns at a time."),
     Block("BLOCK_D", (1024, 2048), "Summed elements at a time, of few rows."),
     Block("BLOCK_D_MANY", (512, 1024, 2048), "Summed elements at a time, of many rows."),
-    Block("BLOCK_ROWS", (128, 256, 512), "Rows at a time, of many."),
+    Block("BLOCK_ROWS", (128, 256), "Rows at a time, of many."),
     Block("APART_ROWS", (8, 16, 64), "Rows up to which groups are summed apart."),
 )
 SHAPES: dict[str, ArgSpec] = {f"llama3_8b_gate_up_{T}": INT4(T, 4096, 28672) for T in (8, 32, 64, 1024)}
@@ -30,7 +30,7 @@ def case(shape: str) -> Case:
 
 def kernels(shape: str) -> tuple[Kernel, ...]:
     spec = SHAPES[shape]
-    apart, blocks = spec.T <= pallas_tpu.APART_ROWS, -(-spec.T // on_chip(pallas_tpu.BLOCK_ROWS))
+    apart, blocks = spec.T <= pallas_tpu.APART_ROWS, -(-spec.T // pallas_tpu.BLOCK_ROWS)
     if apart:
         blocks, block = 1, block_of(spec.D, pallas_tpu.BLOCK_D, 8 * GROUP)
     else:
