@@ -24,5 +24,5 @@ def get_config():
     config.resident_sizes = ("M",)
     config.rounds = 5
     config.step_rows = 1024
-    config.decode_steps = 8
+    config.decode_steps = 16
     return config
