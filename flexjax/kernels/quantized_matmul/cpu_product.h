@@ -30,7 +30,8 @@ constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
 constexpr int kBlock = 32;         // rows that are multiplied with a panel at once, at most
 constexpr int64_t kSumBytes = 6 * kBlock * kPanel * 4;  // The sums of two blocks, and of four groups apart.
-constexpr int kManyRows = 256;     // rows of a task, at most
+constexpr int kManyRows = 256;     // rows of a task, at most, …
+constexpr int64_t kRowBytes = 768 << 10;  // … and their bytes: they stay in the second cache, panels pass through it
 constexpr int64_t kAhead = 8192;   // bytes of a weight that are asked for ahead of their use …
 constexpr int64_t kSoon = 2048;    // … and once more
 constexpr int kTogether = 16;      // rows that are prepared together
@@ -180,8 +181,9 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
 
   const int64_t bytes = p.panels * p.panel_bytes();
   if (bytes < kShareBytes && bytes * p.T < kShareProducts) threads = 1;
-  // A unit of work is a panel for up to kManyRows rows. Whoever needs rows first prepares them, into a cache of its own.
-  const int64_t blocks = (p.T + kManyRows - 1) / kManyRows;
+  // A unit of work is a panel for up to `many` rows. Whoever needs rows first prepares them, into a cache of its own.
+  const int64_t fitting = p.lines_of_row ? kRowBytes / (p.lines_of_row * kLine) / kBlock * kBlock : kManyRows;
+  const int64_t many = std::clamp<int64_t>(fitting, kBlock, kManyRows), blocks = (p.T + many - 1) / many;
   const int64_t step = std::max(kStepBytes / p.panel_bytes(), p.T > kBlock ? kStepPanels : 1);
   const int64_t shares = std::min(threads, blocks * p.panels);
   flexjax::Shares work(blocks * p.panels, shares);
@@ -191,8 +193,8 @@ void Run(Product p, int64_t isa, int64_t threads, const Parallel& parallel) {
     uint8_t* scratch = Aligned(own_scratch, ScratchBytes(p));
     for (flexjax::Range run; (run = work.Take(own, step)).count > 0;)
       for (int64_t unit = run.first, end = run.first + run.count, count; unit < end; unit += count) {
-        const int64_t row = unit / p.panels * kManyRows, panel = unit % p.panels;
-        const int64_t rows = std::min<int64_t>(kManyRows, p.T - row);
+        const int64_t row = unit / p.panels * many, panel = unit % p.panels;
+        const int64_t rows = std::min(many, p.T - row);
         count = std::min(end - unit, p.panels - panel);
         prepared.Need(row / kTogether, (row + rows + kTogether - 1) / kTogether, [&](int64_t i) {
           for (int64_t r = kTogether * i; r < std::min(p.T, kTogether * (i + 1)); ++r)
