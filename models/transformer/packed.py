@@ -98,7 +98,8 @@ def _added(rows: Array, x: Array, weight: PackedWeight, norm: Norm | None) -> Ar
 
 def _free(plain: nnx.Module, packed: nnx.Module) -> None:
     """Deletes the arrays of the one that the other does not share."""
-    shared = {id(array) for array in jax.tree.leaves(nnx.state(packed))}
+    kept = jax.block_until_ready(jax.tree.leaves(nnx.state(packed)))  # Until then the others are still read.
+    shared = {id(array) for array in kept}
     for array in jax.tree.leaves(nnx.state(plain)):
         if id(array) not in shared:
             array.delete()

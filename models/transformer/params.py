@@ -64,7 +64,9 @@ def load(
             value = source.stored.read(stored, source.axes, config.axis_sizes)
             value = np.ascontiguousarray(value, dtype=jnp.dtype(dtype))
             parameter = flat[source.path].replace(place(value, source.axes).block_until_ready())
-            set_parameter(model, source.path, convert(parameter))
+            converted = convert(parameter)
+            jax.block_until_ready(nnx.state(converted) if isinstance(converted, nnx.Module) else converted[...])
+            set_parameter(model, source.path, converted)
     return model
 
 
