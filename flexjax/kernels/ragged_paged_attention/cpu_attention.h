@@ -73,8 +73,9 @@ int64_t SpanTokens(const Task& t) {
 int64_t TileScratchFloats(const Problem& p, const Task& t) {
   const int64_t queries = t.rows * (p.N / p.K), H = PaddedH(p), block = std::min<int64_t>(queries, kBlockQueries);
   const int64_t tokens = SpanTokens(t) * H + kTile * H + H / 2;
-  return std::max<int64_t>(queries, kFewQueries) * H / 2 + block * (kSpan + 16) + tokens + SoftmaxFloats(p, queries) +
-         SoftmaxFloats(p, block) + 2 * kSpan + 10 * 16;
+  const int64_t scores = (queries > kBlockQueries ? 2 : 1) * block * (kSpan + 16);
+  return std::max<int64_t>(queries, kFewQueries) * H / 2 + scores + tokens + SoftmaxFloats(p, queries) +
+         2 * SoftmaxFloats(p, block) + 2 * kSpan + 11 * 16;
 }
 
 struct Body {
