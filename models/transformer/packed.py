@@ -2,7 +2,6 @@
 product that it stands beside. Five calls a layer, where the plain model makes a dozen."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flexjax.hardware import memory
+from flexjax.kernels.rotary import rotary
 from flexjax.quantize import PackedTable, PackedWeight
 from flexjax.quantize.packed import Norm as FoldedNorm
 from models.transformer.config import TransformerConfig
@@ -33,7 +33,7 @@ class PackedBlock(nnx.Module):
 
     def __init__(self, block: Block, config: TransformerConfig, activation_dtype: str | None):
         attention, mlp = block.attention, block.mlp
-        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.heads = (config.num_heads, config.num_kv_heads)
         self.head_dim = config.head_dim
         self.attention_norm = None if _folded(block.attention_norm) else block.attention_norm
         self.qkv = PackedWeight(
@@ -63,20 +63,28 @@ class PackedBlock(nnx.Module):
     def __call__(self, x: Float[Array, "*T D"], tables: RopeTables, attend: Attend) -> tuple[Array, Any]:
         *leading, D = x.shape
         rows = x.reshape(-1, D)
+        parts = self._projections(rows, tables, leading)
+        mixed, cache = attend(*(part.reshape(*leading, *part.shape[1:]) for part in parts))
+        rows = _added(rows, mixed.reshape(rows.shape[0], -1), self.out, self.attention_post_norm)
+        return _added(rows, self._hidden(rows), self.down, self.mlp_post_norm).reshape(x.shape), cache
+
+    def _projections(self, rows: Float[Array, "T D"], tables: RopeTables, leading: list[int]) -> tuple[Array, ...]:
+        """Queries, keys and values in the dtype of the rows, the first two turned."""
         qkv = self.qkv(rows if self.attention_norm is None else self.attention_norm(rows))
-        ends = list(itertools.accumulate(n * self.head_dim for n in self.heads))
-        q, k, v = (
-            part.reshape(*leading, heads, self.head_dim)
-            for part, heads in zip(jnp.split(qkv, ends[:2], axis=-1), self.heads, strict=True)
-        )
+        num_heads, num_kv_heads, half = *self.heads, self.head_dim // 2
+        if tables is not None:
+            cos, sin = (jnp.broadcast_to(t, (*leading, 1, half)).reshape(-1, 1, half) for t in tables)
+            tables = cos, sin
+        if tables is not None and self.query_norm is None:
+            cos, sin = (table[:, 0] for table in tables)
+            return rotary(qkv, cos, sin, num_heads=num_heads, num_kv_heads=num_kv_heads, dtype=rows.dtype)
+        heads = qkv.reshape(rows.shape[0], -1, self.head_dim)
+        q, k, v = jnp.split(heads, [num_heads, num_heads + num_kv_heads], axis=1)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if tables is not None:
             q, k = rotate(q, tables), rotate(k, tables)
-        mixed, cache = attend(q.astype(x.dtype), k.astype(x.dtype), v.astype(x.dtype))
-        mixed = mixed.reshape(rows.shape[0], -1)
-        rows = _added(rows, mixed, self.out, self.attention_post_norm)
-        return _added(rows, self._hidden(rows), self.down, self.mlp_post_norm).reshape(x.shape), cache
+        return q.astype(rows.dtype), k.astype(rows.dtype), v.astype(rows.dtype)
 
     def _hidden(self, rows: Float[Array, "T D"]) -> Float[Array, "T F"]:
         normed = rows if self.mlp_norm is None else self.mlp_norm(rows)

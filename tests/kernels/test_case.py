@@ -39,6 +39,7 @@ SMALL = {
     "lora_matmul": "shipped_decode_1",
     "quantized_matmul": "int8_odd_sizes",
     "ragged_paged_attention": "odd_sizes",
+    "rotary": "odd_half",
     "sample_top": "one_row",
     "selective_scan": "odd_sizes",
     "short_convolution": "width_2",

@@ -1,0 +1,43 @@
+"""The rotary cut on the CPU: the C++ of cpu.cc, called through jax.ffi."""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+TARGET = "flexjax_rotary"
+LIBRARY = Path(__file__).with_name("_cpu.so")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # The best that the processor has, up to the one asked for.
+
+
+@functools.cache
+def _register() -> None:
+    if not LIBRARY.is_file():
+        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
+    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
+
+
+def rotary(
+    x: Float[Array, "T C"],
+    cos: Float[Array, "T half"],
+    sin: Float[Array, "T half"],
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    dtype: Any,
+    instruction_set: str = "avx512",
+) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"], Float[Array, "T K H"]]:
+    """The contract of `api.py`."""
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"results in {jnp.dtype(dtype).name} were asked for; float32 and bfloat16 are built")
+    _register()
+    shapes = [(x.shape[0], heads, 2 * cos.shape[1]) for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    call = jax.ffi.ffi_call(TARGET, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes])
+    q, k, v = call(x, cos, sin, isa=np.int64(INSTRUCTION_SETS.index(instruction_set)))
+    return q, k, v
