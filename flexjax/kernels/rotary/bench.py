@@ -11,18 +11,16 @@ def cases() -> Iterator[Case]:
     return each(SERVING_SPECS, ORDER, ANYWHERE, case)
 
 
-def case(shape: str, spec: ArgSpec, body: str, calls: int = 1) -> Case:
+def case(shape: str, spec: ArgSpec, body: str, calls: int = 8) -> Case:
     def make():
         x, cos, sin = spec.arguments()
-        return [x + 0 for _ in range(calls)], cos, sin
+        return cos, [x + 0 for _ in range(calls)], sin
 
-    def step(state, cos, sin):
-        least, after = 0.0, []
-        for x in state:
-            q, k, v = rotary(x.at[0, 0].add(least), cos, sin, body=body, **spec.options)
-            least = 0 * (q[0, 0, 0] + k[0, 0, 0] + v[0, 0, 0]).astype(x.dtype)  # No call before the last one is done.
-            after.append(x)
-        after[0] = after[0].at[0, 0].add(least)
-        return after
+    def step(cos, xs, sin):
+        for x in xs:
+            parts = rotary(x, cos, sin, body=body, **spec.options)
+            least = 0 * sum(part[0, 0, 0].astype(cos.dtype) for part in parts)
+            cos = cos.at[0, 0].add(least)  # No call before the last one is done.
+        return cos
 
     return Case(OP, shape, body, make, step, spec.moved_bytes, spec.operations, spec.dtype, calls)
