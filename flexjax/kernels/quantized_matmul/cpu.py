@@ -1,7 +1,5 @@
 """Packed weights on the CPU: the C++ of cpu.cc, called through jax.ffi."""
 
-import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt32
 
+from flexjax.kernels import native
 from flexjax.kernels.quantized_matmul.packed import Packed
 
 TARGET = "flexjax_packed_matmul"
@@ -20,14 +19,9 @@ FORMATS = ("float32", "bfloat16", "int8", "int4")
 ACTIVATIONS = ("none", "silu", "gelu_tanh")
 
 
-@functools.cache
 def register() -> None:
-    """Loads the library; NotImplementedError where it is not built."""
-    if not LIBRARY.is_file():
-        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
-    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
-    for target in (TARGET, READ):
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+    """NotImplementedError where the library is not built."""
+    native.register(LIBRARY, TARGET, READ)
 
 
 def packed_matmul(

@@ -1,7 +1,5 @@
 """Ragged paged attention on the CPU: the C++ of cpu.cc, called through jax.ffi."""
 
-import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flexjax.kernels import native
 from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name
 
 TARGET, INT4_TARGET = "flexjax_ragged_paged_attention", "flexjax_int4_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
 PAGE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "int4")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
-
-
-@functools.cache
-def _register() -> None:
-    if not LIBRARY.is_file():
-        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
-    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
-    for target in (TARGET, INT4_TARGET):
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
 
 
 def ragged_paged_attention(
@@ -50,7 +40,7 @@ def ragged_paged_attention(
         raise NotImplementedError(f"q is {q.dtype.name}; float32 and bfloat16 are built")
     if dtype_name(kv_pages) not in PAGE_DTYPES:
         raise NotImplementedError(f"kv_pages is {dtype_name(kv_pages)}; {', '.join(PAGE_DTYPES)} are built")
-    _register()
+    native.register(LIBRARY, TARGET, INT4_TARGET)
     pages = jax.tree.leaves(kv_pages)
     call = jax.ffi.ffi_call(
         INT4_TARGET if isinstance(kv_pages, Int4Pages) else TARGET,

@@ -114,6 +114,7 @@ FLEXJAX_TARGET_END
 
 FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")
 namespace avx512 {
+#include "cpu_pack.inc"
 #include "cpu_tiles.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END

@@ -1,7 +1,5 @@
 """The rotary cut on the CPU: the C++ of cpu.cc, called through jax.ffi."""
 
-import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flexjax.kernels import native
+
 TARGET = "flexjax_rotary"
 LIBRARY = Path(__file__).with_name("_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # The best that the processor has, up to the one asked for.
-
-
-@functools.cache
-def _register() -> None:
-    if not LIBRARY.is_file():
-        raise NotImplementedError(f"{LIBRARY.name} is not built (a C++ compiler and `make setup` build it)")
-    library = ctypes.cdll.LoadLibrary(str(LIBRARY))
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
 
 
 def rotary(
@@ -36,7 +28,7 @@ def rotary(
     """The contract of `api.py`."""
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"results in {jnp.dtype(dtype).name} were asked for; float32 and bfloat16 are built")
-    _register()
+    native.register(LIBRARY, TARGET)
     shapes = [(x.shape[0], heads, 2 * cos.shape[1]) for heads in (num_heads, num_kv_heads, num_kv_heads)]
     call = jax.ffi.ffi_call(TARGET, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes])
     q, k, v = call(x, cos, sin, isa=np.int64(INSTRUCTION_SETS.index(instruction_set)))

@@ -121,13 +121,11 @@ def test_without_the_library_plain_jax_serves_and_the_record_says_so(monkeypatch
     assert packs("float32")
     assert kernels.bodies_used()["quantized_matmul"] == (kernels.Choice("cpu"),)
     monkeypatch.setattr(cpu, "LIBRARY", cpu.LIBRARY.with_name("_missing.so"))
-    cpu.register.cache_clear()
     kernels.forget()
     assert not packs("float32")
     (choice,) = kernels.bodies_used()["quantized_matmul"]
     assert choice.body == "xla" and "not built" in choice.passed_over[0][1]
     monkeypatch.undo()
-    cpu.register.cache_clear()
     assert not packs("float16")
     with kernels.use_bodies(quantized_matmul="xla"):
         assert not packs("float32")

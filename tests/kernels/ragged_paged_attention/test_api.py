@@ -48,7 +48,6 @@ def test_dtype_that_is_not_built_falls_back_with_the_reason():
 
 def test_machine_without_the_library_runs_on_plain_jax(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "LIBRARY", cpu.LIBRARY.with_name("_missing.so"))
-    cpu._register.cache_clear()
     trace(*SPEC.arguments())
     (choice,) = kernels.bodies_used()[OP]
     assert choice.body == "xla"

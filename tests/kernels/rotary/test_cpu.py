@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sanitizers
 
+from flexjax import kernels
 from flexjax.kernels.rotary import cpu, rotary
 from flexjax.kernels.rotary.arg_specs import ARG_SPECS
 
@@ -54,3 +55,11 @@ def test_nothing_is_read_or_written_out_of_place(tmp_path):
     sets = range(len(cpu.INSTRUCTION_SETS))
     work = [f"{T} {N} {K} {H} {wide} {isa}" for T, N, K, H in shapes for wide in (0, 1) for isa in sets]
     sanitizers.check(Path(__file__).with_name("sanitized.cc"), ["-fno-sanitize=alignment"], work, "cuts", tmp_path)
+
+
+def test_without_the_library_xla_serves_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch):
+    kernels.forget()
+    monkeypatch.setattr(cpu, "LIBRARY", cpu.LIBRARY.with_name("_missing.so"))
+    rotary(*ARG_SPECS["odd_half"].arguments(), **ARG_SPECS["odd_half"].options)
+    (choice,) = kernels.bodies_used()["rotary"]
+    assert choice.body == "xla" and "not built" in choice.passed_over[0][1]
