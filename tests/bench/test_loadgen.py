@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from flexjax.bench import loadgen, validity
 from flexjax.bench.loadgen import arrival_times, poisson_offsets, run_loadgen
 from flexjax.bench.scenario import Limits, Scenario
 
-LIMITS = Limits(ttft_ms=2000, tpot_ms=200)
+LIMITS = Limits(ttft_ms=600_000, tpot_ms=60_000)  # Not what is tested here: no stall of the machine may miss them.
 
 
 def check(scenario, run, **options):
@@ -26,7 +25,7 @@ def check(scenario, run, **options):
         Scenario("SingleStream", queries=64, percentile=0.9),
         Scenario("Offline", queries=40),
         Scenario("Server", queries=64, rate_per_s=500, percentile=0.9, limits=LIMITS, seed=11),
-        Scenario("Interactive", queries=64, rate_per_s=500, percentile=0.9, limits=Limits(1000, 100), seed=12),
+        Scenario("Interactive", queries=64, rate_per_s=500, percentile=0.9, limits=LIMITS, seed=12),
     ],
     ids=lambda s: s.name,
 )
@@ -101,8 +100,8 @@ def test_a_refused_request_does_not_end_the_process(items, fake_target, tmp_path
 
 def test_a_silent_target_is_given_up(items, fake_target, tmp_path):
     scenario = Scenario("Offline", queries=8)
-    run = run_loadgen(scenario, items, fake_target(never_done=True).submit, tmp_path, stall_s=0.5)
-    assert "no event for 0.5 s with 6 requests open" in run.faults[0]
+    run = run_loadgen(scenario, items, fake_target(never_done=True).submit, tmp_path, stall_s=2)
+    assert "no event for 2 s with 6 requests open" in run.faults[0]
     assert [t.error for t in run.timelines[2:]] == ["never done"] * 6
 
 
@@ -136,10 +135,15 @@ def test_detail_log_keeps_values_and_collects_errors(tmp_path):
     assert found["result_validity"] == "VALID" and found["error_messages"] == ["bad"]
 
 
-def test_the_issue_callback_returns_at_once(items, fake_target, tmp_path):
+def test_the_issue_callback_does_not_wait_for_answers(items, fake_target, tmp_path):
     """LoadGen issues from one thread: a callback that waited for the target would delay the arrivals."""
-    target = fake_target(seconds_per_token=0.01)
-    issued = []
-    submit = lambda request: (issued.append(time.perf_counter()), target.submit(request))
-    run = run_loadgen(Scenario("Offline", 16), items, submit, tmp_path)
-    assert issued[-1] < run.start + run.timelines[0].done_s  # All were in before the first was done.
+    target, requests = fake_target(), []
+
+    def submit(request):
+        requests.append(request)
+        if len(requests) == 16:  # Nothing is answered before all are in.
+            for each in requests:
+                target.submit(each)
+
+    run = run_loadgen(Scenario("Offline", 16), items, submit, tmp_path, stall_s=5)
+    assert run.faults == () and len(run.timelines) == 16

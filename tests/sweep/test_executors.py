@@ -35,8 +35,12 @@ def test_as_many_run_at_once_as_asked(task, tmp_path, parallel):
 folder = pathlib.Path({str(tmp_path)!r})
 mine = folder / f"running-{{os.getpid()}}"
 mine.touch()
-time.sleep(0.5)
-(folder / f"seen-{{os.getpid()}}").write_text(str(len(list(folder.glob("running-*")))))
+count = lambda pattern: len(list(folder.glob(pattern)))
+deadline = time.monotonic() + {0.5 if parallel == 1 else 60}  # Where one runs at once, another is waited for in vain.
+while (seen := count("running-*")) < 2 and not count("seen-*") and time.monotonic() < deadline:
+    time.sleep(0.02)
+(folder / f"seen-{{os.getpid()}}").write_text(str(seen))
+time.sleep(0.5)  # So that the others see it too.
 mine.unlink()
 """
     list(executors.run_in_processes([task(k, program) for k in "abc"], ExecutorConfig(parallel=parallel)))
