@@ -100,18 +100,22 @@ constexpr int W = 4, kRows = 1;
 FLEXJAX_TARGET_BEGIN("avx2,fma")
 namespace avx2 {
 constexpr int W = 8, kRows = 2;
+#define FLEXJAX_FMA _mm256_fmadd_ps
 #include "vectors.inc"
 #include "cpu_rows.inc"
+#undef FLEXJAX_FMA
 }  // namespace avx2
 FLEXJAX_TARGET_END
 
 FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
 namespace avx512 {
 constexpr int W = 16, kRows = 4;
+#define FLEXJAX_FMA _mm512_fmadd_ps
 #define FLEXJAX_VNNI
 #include "vectors.inc"
 #include "cpu_rows.inc"
 #undef FLEXJAX_VNNI
+#undef FLEXJAX_FMA
 #include "cpu_amx.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END

@@ -98,8 +98,10 @@ FLEXJAX_TARGET_BEGIN("avx2,fma")
 namespace avx2 {
 constexpr int W = 8;
 INLINE bool AnyAbove(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
+#define FLEXJAX_FMA _mm256_fmadd_ps
 #include "vectors.inc"
 #include "cpu_attend.inc"
+#undef FLEXJAX_FMA
 }  // namespace avx2
 FLEXJAX_TARGET_END
 
@@ -107,8 +109,10 @@ FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
 namespace avx512 {
 constexpr int W = 16;
 INLINE bool AnyAbove(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+#define FLEXJAX_FMA _mm512_fmadd_ps
 #include "vectors.inc"
 #include "cpu_attend.inc"
+#undef FLEXJAX_FMA
 }  // namespace avx512
 FLEXJAX_TARGET_END
 
