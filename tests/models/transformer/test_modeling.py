@@ -39,7 +39,8 @@ GPT2 = TransformerConfig(
     tied_embeddings=True,
 )
 TOKENS = np.random.default_rng(0).integers(0, 48, (2, 11)).astype(np.int32)
-EXACT_ENOUGH = dict(rtol=0, atol=2e-6)  # float32 sums in another order, values of order 1.
+# float32 sums in two orders: of Gemma's values, up to 2.5, both are up to 3.2e-6 from the same network in float64.
+EXACT_ENOUGH = dict(rtol=0, atol=6.4e-6)
 
 
 @nnx.jit
