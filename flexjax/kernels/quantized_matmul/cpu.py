@@ -14,7 +14,8 @@ from flexjax.kernels.quantized_matmul.packed import Packed
 TARGET = "flexjax_packed_matmul"
 READ = "flexjax_read_memory"
 LIBRARY = Path(__file__).with_name("_cpu.so")
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
+# The best that the processor has, up to the one asked for.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 ACTIVATIONS = ("none", "silu", "gelu_tanh")
 

@@ -24,7 +24,7 @@ namespace {
 
 enum Format { kFloat32, kBfloat16, kInt8, kInt4 };
 enum Activation { kNone, kSilu, kGeluTanh };
-enum InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
+enum InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 constexpr int kPanel = 32;         // output columns
 constexpr int kLine = 64;          // bytes
@@ -116,7 +116,14 @@ constexpr int W = 16, kRows = 4;
 #include "cpu_rows.inc"
 #undef FLEXJAX_VNNI
 #undef FLEXJAX_FMA
+#include "cpu_widen.inc"
 #include "cpu_amx.inc"
+}  // namespace avx512
+FLEXJAX_TARGET_END
+
+FLEXJAX_TARGET_BEGIN("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx512bf16")
+namespace avx512 {
+#include "cpu_dots.inc"
 }  // namespace avx512
 FLEXJAX_TARGET_END
 #endif
@@ -127,6 +134,7 @@ inline InstructionSet Best(int64_t wanted) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
   if (wanted >= kAmx && avx512 && AmxAllowed()) return kAmx;
+  if (wanted >= kAvx512Bf16 && avx512 && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
   if (wanted >= kAvx512 && avx512) return kAvx512;
   if (wanted >= kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
 #endif
@@ -137,9 +145,10 @@ inline Body Pick(const Product& p, int64_t wanted) {
   const InstructionSet isa = Best(wanted);
   const RowForm form = p.int8_rows ? kInt8Lines : kFloats;
 #if defined(__x86_64__)
-  const bool tiles = p.int8_rows || (!p.x_wide && p.format != kFloat32);
-  if (isa == kAmx && p.T > FewRows(p.format, p.int8_rows) && tiles)
+  const bool halves = !p.int8_rows && !p.x_wide && p.format != kFloat32;
+  if (isa == kAmx && p.T > FewRows(p.format, p.int8_rows) && (p.int8_rows || halves))
     return {p.int8_rows ? kInt8Lines : kBf16Lines, avx512::Prepare, avx512::MultiplyTiles};
+  if (isa == kAvx512Bf16 && halves) return {kBf16Lines, avx512::Prepare, avx512::MultiplyPairs};
   if (isa >= kAvx512) return {form, avx512::Prepare, avx512::Multiply};
   if (isa == kAvx2) return {form, avx2::Prepare, avx2::Multiply};
 #endif

@@ -52,10 +52,11 @@ def test_every_instruction_set_equals_the_formula(instruction_set: str, name: st
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_row_is_the_same_to_the_bit_alone_and_in_company(name: str):
+@pytest.mark.parametrize("instruction_set", ["avx512_bf16", "amx"])
+def test_a_row_is_the_same_to_the_bit_alone_and_in_company(instruction_set: str, name: str):
     spec = SPECS[name]
     x, weight = packed(spec)
-    call = jitted(**spec.options)
+    call = jitted(instruction_set=instruction_set, **spec.options)
     together = np.asarray(call(x, weight))
     for rows in (1, 2, 3, 4, 17):
         some = x[spec.T // 2 :][:rows]
@@ -64,7 +65,7 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_company(name: str):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu_tanh"])
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "amx"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512_bf16", "amx"])
 @pytest.mark.parametrize("T", [2, 40])
 def test_norm_bias_activation_and_residual_are_folded_in(T: int, instruction_set: str, activation: str, dtype: str):
     spec = INT8(T, 75, 37, dtype=dtype)
