@@ -14,7 +14,7 @@ distributed.join()
 
 FOLDER, PROMPTS = sys.argv[1], json.loads(sys.argv[2])
 SIZES = dict(dtype="float32", max_num_seqs=4, max_num_batched_tokens=32, page_size=8, max_model_len=112)
-GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 DRAWN = SamplingParams(temperature=1, max_tokens=24, n=2, ignore_eos=True)  # No seed: process 0 draws one for all.
 DEVICES = jax.devices()
 MESHES = {

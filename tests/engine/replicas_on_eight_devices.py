@@ -17,7 +17,7 @@ MESHES = sorted(
     key=str,
 )
 PARAMS = [
-    SamplingParams(temperature=0, max_tokens=64, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
     SamplingParams(temperature=1, top_p=0.9, seed=3, max_tokens=24, ignore_eos=True),
     SamplingParams(temperature=0.7, top_k=20, presence_penalty=0.5, repetition_penalty=1.2, seed=4, max_tokens=24),
     SamplingParams(temperature=0, max_tokens=16, logprobs=3, n=2),
@@ -35,7 +35,7 @@ def unsplit(prompts) -> list:
     llm = LLM.load(FOLDER, **SIZES)
     outputs = llm.generate(prompts, PARAMS)
     llm.close()
-    assert list(outputs[0].outputs[0].token_ids) == np.load(FOLDER / "golden.npz")["greedy_0"].tolist()
+    assert list(outputs[0].outputs[0].token_ids) == np.load(FOLDER / "golden.npz")["greedy_0"][:24].tolist()
     return outputs
 
 
