@@ -7,7 +7,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile --constraint constraints.txt
 INPUTS := setup.py pyproject.toml constraints.txt \
   $(wildcard $(foreach suffix,cc h inc,flexjax/kernels/*.$(suffix) flexjax/kernels/*/*.$(suffix)))
 
