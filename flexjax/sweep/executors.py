@@ -96,7 +96,10 @@ def run_on_ray(tasks: Sequence[Task], config: ExecutorConfig) -> Outcomes:
     Each host needs the project; results come back through Ray, so no file system need be shared.
     """
     ray = _import_ray()
-    local = {} if config.ray_address else dict(num_cpus=config.parallel * config.cpus_per_point)
+    local: dict[str, Any] = {}
+    if not config.ray_address:
+        # Ray gives way to everything else on a machine unless told; points are measured.
+        local = dict(num_cpus=config.parallel * config.cpus_per_point, _system_config=dict(worker_niceness=0))
     ray.init(address=config.ray_address or None, include_dashboard=False, log_to_driver=False, **local)
     try:
         # A point that dies is reported; whether it is worth another try is for who reads that.

@@ -66,6 +66,16 @@ def test_closing_ends_what_runs_and_starts_nothing_more(task, tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra 'search')")
+def test_ray_runs_points_at_the_priority_of_who_asks(task, monkeypatch):
+    """By the real launcher, which imports the program as a config and then finds none in it."""
+    monkeypatch.setitem(sys.modules, "amdsmi", None)  # tests/jobs/test_sweep.py says why.
+    (outcome,) = executors.run_on_ray(
+        [task("a", "print('nice', os.nice(0))")], ExecutorConfig("ray", keep=("log.txt",))
+    )
+    assert f"nice {os.nice(0)}\n" in (outcome.task.folder / "log.txt").read_text()
+
+
 def test_a_far_run_brings_back_the_files_asked_for(task, tmp_path):
     program = """
 folder = pathlib.Path(sys.argv[1])
