@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import os
+import subprocess
 import sys
 import time
 
@@ -66,14 +67,23 @@ def test_closing_ends_what_runs_and_starts_nothing_more(task, tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+ON_RAY = """
+import pathlib, sys
+sys.modules["amdsmi"] = None  # tests/jobs/test_sweep.py says why.
+from flexjax.sweep import ExecutorConfig, Task, executors
+task = Task("a", sys.argv[1], pathlib.Path(sys.argv[2]))
+list(executors.run_on_ray([task], ExecutorConfig("ray", keep=("log.txt",))))
+"""
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra 'search')")
-def test_ray_runs_points_at_the_priority_of_who_asks(task, monkeypatch):
-    """By the real launcher, which imports the program as a config and then finds none in it."""
-    monkeypatch.setitem(sys.modules, "amdsmi", None)  # tests/jobs/test_sweep.py says why.
-    (outcome,) = executors.run_on_ray(
-        [task("a", "print('nice', os.nice(0))")], ExecutorConfig("ray", keep=("log.txt",))
-    )
-    assert f"nice {os.nice(0)}\n" in (outcome.task.folder / "log.txt").read_text()
+def test_ray_runs_points_at_the_priority_of_who_asks(tmp_path):
+    """By the real launcher, which imports the program as a config and then finds none in it. In a process of its own:
+    Ray forks, which JAX warns of."""
+    program = "import os; print('nice', os.nice(0))"
+    command = [sys.executable, "-c", ON_RAY, program, str(tmp_path / "a")]
+    subprocess.run(command, check=True, cwd=executors.home(), capture_output=True)
+    assert f"nice {os.nice(0)}\n" in (tmp_path / "a" / "log.txt").read_text()
 
 
 def test_a_far_run_brings_back_the_files_asked_for(task, tmp_path):
