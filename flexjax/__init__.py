@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexjax.engine import LLM, EngineConfig, RequestOutput, SamplingParams
 
-__all__ = ["LLM", "EngineConfig", "RequestOutput", "SamplingParams"]
+from flexjax.refusal import Refusal, Unsupported
+
+__all__ = ["LLM", "EngineConfig", "RequestOutput", "SamplingParams", "Refusal", "Unsupported"]
 
 
 def __getattr__(name: str) -> Any:

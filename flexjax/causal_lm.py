@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flexjax.refusal import Refusal
+
 Axes = tuple[str | None, ...]  # One logical name a dimension.
 # Puts one parameter, given with its logical axes, on the device or mesh.
 Place = Callable[[np.ndarray, Axes], jax.Array]
@@ -163,7 +165,7 @@ class Family(Protocol):
     """
 
     def config_from_hf(self, hf: dict[str, Any]) -> Any:
-        """The frozen config. ValueError for a field that is not understood and would change the result."""
+        """The frozen config. Refusal for a field that is not understood and would change the result."""
         ...
 
     def config_to_hf(self, config: Any, dtype: Any) -> dict[str, Any]: ...
@@ -188,11 +190,11 @@ def families() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def find_family(architecture: str) -> Family:
-    """The family module of a published architecture name; ValueError names the known ones."""
+    """The family module of a published architecture name; Refusal names the known ones."""
     known = families()
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3) or sorted(known)
-        raise ValueError(
+        raise Refusal(
             f"No installed model family serves the architecture {architecture!r}; nearest known: "
             f"{', '.join(near) or 'none at all (is the project installed? run `make setup`)'}. A package adds one "
             "with an entry point in the group 'flexjax.models'."
@@ -214,7 +216,7 @@ def family_of(model: str) -> tuple[Family, Mapping[str, Any]]:
     sizes = published_sizes()
     if model not in sizes:
         near = difflib.get_close_matches(model, sizes, n=3) or sorted(sizes)
-        raise ValueError(
+        raise Refusal(
             f"A model is a directory, or a published size by name; {model!r} is neither. Nearest: {', '.join(near)}."
         )
     return sizes[model]
@@ -224,14 +226,14 @@ def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
     """The family module and the parsed config.json of a Hugging Face model directory."""
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise ValueError(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
+        raise Refusal(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
     try:
         hf = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        raise Refusal(f"{path} is not valid JSON: {error}.") from error
     names: Sequence[str] = hf.get("architectures") or []
     if len(names) != 1:
-        raise ValueError(f"{path} must name exactly one entry in 'architectures'; it has {list(names)!r}.")
+        raise Refusal(f"{path} must name exactly one entry in 'architectures'; it has {list(names)!r}.")
     return find_family(names[0]), hf
 
 

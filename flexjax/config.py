@@ -17,6 +17,8 @@ from typing import Any, Literal
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
+from flexjax.refusal import Refusal
+
 
 def from_config_dict[T](cls: type[T], values: Mapping[str, Any] | ConfigDict, path: str = "config") -> T:
     """The dataclass `cls` with the fields that `values` gives; the others keep their defaults.
@@ -24,14 +26,14 @@ def from_config_dict[T](cls: type[T], values: Mapping[str, Any] | ConfigDict, pa
     Nested dataclasses come from nested mappings, tuples from tuples or lists, floats from floats
     or ints, `Path` from strings. Nothing else is converted: "4" is not 4 and 1 is not True.
 
-    ValueError, always with the field's full path: for a field that `cls` does not have (the nearest
+    Refusal, always with the field's full path: for a field that `cls` does not have (the nearest
     ones are named), one that is missing, a value of the wrong type, and whatever `cls` itself refuses.
     """
     fields = _fields(cls)
     found = {}
     for name in values:
         if name not in fields:
-            raise ValueError(_unknown(path, name, fields))
+            raise Refusal(_unknown(path, name, fields))
         try:
             value = values[name]
         except config_dict.RequiredValueError:
@@ -40,11 +42,11 @@ def from_config_dict[T](cls: type[T], values: Mapping[str, Any] | ConfigDict, pa
     missing = [name for name, field in fields.items() if field.required and name not in found]
     if missing:
         names = ", ".join(f"{path}.{name}" for name in missing)
-        raise ValueError(f"{names} must be set: it has no default. Set it in the config file or by --{names}=….")
+        raise Refusal(f"{names} must be set: it has no default. Set it in the config file or by --{names}=….")
     try:
         return cls(**found)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:  # Also of classes outside the project, which know no Refusal.
+        raise Refusal(f"{path}: {error}") from error
 
 
 def to_config_dict(config: Any) -> ConfigDict:
@@ -56,7 +58,7 @@ def complete(cls: type, values: Mapping[str, Any] | ConfigDict, overrides: Itera
     """`values` with every field of `cls` in it, so that a flag can override each by its type.
 
     `overrides` are the dotted paths about to be set (`engine.max_num_seqs`): an optional section that
-    is None is opened with its defaults when a field inside it is among them. Raises ValueError for
+    is None is opened with its defaults when a field inside it is among them. Raises Refusal for
     an override, or a field of `values`, that `cls` does not have.
     """
     overrides = list(overrides)
@@ -66,15 +68,15 @@ def complete(cls: type, values: Mapping[str, Any] | ConfigDict, overrides: Itera
 
 
 def check_path(cls: type, dotted: str, path: str = "config") -> None:
-    """ValueError with the nearest fields unless `dotted` names a field of `cls` (`engine.page_size`)."""
+    """Refusal with the nearest fields unless `dotted` names a field of `cls` (`engine.page_size`)."""
     name, _, rest = dotted.partition(".")
     fields = _fields(cls)
     if name not in fields:
-        raise ValueError(_unknown(path, name, fields))
+        raise Refusal(_unknown(path, name, fields))
     if rest and not _is_dict(fields[name].hint):
         section = _section(fields[name].hint)
         if section is None:
-            raise ValueError(f"{path}.{name} is one value ({_name(fields[name].hint)}); it has no field {rest!r}.")
+            raise Refusal(f"{path}.{name} is one value ({_name(fields[name].hint)}); it has no field {rest!r}.")
         check_path(section, rest, f"{path}.{name}")
 
 
@@ -114,10 +116,10 @@ def _complete(cls: type, values: Any, path: str, overrides: Sequence[str]) -> Co
     fields = _fields(cls)
     full = f"config.{path}".rstrip(".")
     if not isinstance(values, Mapping | ConfigDict):
-        raise ValueError(f"{full} is a section with fields {', '.join(fields)}; got {values!r}.")
+        raise Refusal(f"{full} is a section with fields {', '.join(fields)}; got {values!r}.")
     for name in values:
         if name not in fields:
-            raise ValueError(_unknown(full, name, fields))
+            raise Refusal(_unknown(full, name, fields))
     filled = ConfigDict()
     for name, field in fields.items():
         try:
@@ -175,14 +177,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_union(hint, value, path)
     if origin is Literal:
         if not any(value == a and type(value) is type(a) for a in args):
-            raise ValueError(f"{path} must be one of {', '.join(map(repr, args))}; got {value!r}.{_hint(value, args)}")
+            raise Refusal(f"{path} must be one of {', '.join(map(repr, args))}; got {value!r}.{_hint(value, args)}")
         return value
     section = _section(hint)
     if section is not None:
         if isinstance(value, section):
             return value
         if not isinstance(value, Mapping | ConfigDict):
-            raise ValueError(f"{path} is a section with fields {', '.join(_fields(section))}; got {value!r}.")
+            raise Refusal(f"{path} is a section with fields {', '.join(_fields(section))}; got {value!r}.")
         return from_config_dict(section, value, path)
     if (origin or hint) is tuple:
         return _convert_tuple(hint, args, value, path)
@@ -196,7 +198,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return Path(value)
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ValueError(f"{path} must be {_name(hint)}; got {value!r} ({type(value).__name__}).")
+        raise Refusal(f"{path} must be {_name(hint)}; got {value!r} ({type(value).__name__}).")
     return value
 
 
@@ -210,19 +212,19 @@ def _convert_union(hint: Any, value: Any, path: str) -> Any:
     for member in sorted(members, key=lambda m: type(value) is not m):
         try:
             return _convert(member, value, path)
-        except ValueError:
+        except Refusal:
             continue
-    raise ValueError(f"{path} must be {_name(hint)}; got {value!r} ({type(value).__name__}).")
+    raise Refusal(f"{path} must be {_name(hint)}; got {value!r} ({type(value).__name__}).")
 
 
 def _convert_tuple(hint: Any, args: tuple, value: Any, path: str) -> tuple:
     if not isinstance(value, tuple | list):
-        raise ValueError(f"{path} must be {_name(hint)}, a tuple or a list; got {value!r} ({type(value).__name__}).")
+        raise Refusal(f"{path} must be {_name(hint)}, a tuple or a list; got {value!r} ({type(value).__name__}).")
     if not args:
         return tuple(value)
     items = args[:1] * len(value) if args[-1] is Ellipsis else args
     if len(items) != len(value):
-        raise ValueError(f"{path} must be {_name(hint)}, {len(items)} values; got {len(value)}: {value!r}.")
+        raise Refusal(f"{path} must be {_name(hint)}, {len(items)} values; got {len(value)}: {value!r}.")
     return tuple(_convert(item, v, f"{path}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
 
 

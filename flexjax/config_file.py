@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from flexjax.refusal import Refusal
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -29,14 +31,14 @@ def home() -> Path:
 
 
 def load(path: str) -> ConfigDict:
-    """What `get_config` of the file returns; `PATH:ARG` gives it ARG. ValueError names the files that ship."""
+    """What `get_config` of the file returns; `PATH:ARG` gives it ARG. Refusal names the files that ship."""
     file, _, argument = path.partition(":")
     found = next((p for p in (Path(file), home() / file) if p.is_file()), None)
     if found is None:
-        raise ValueError(f"--config={file}: no such file. Configs that ship:\n{shipped()}")
+        raise Refusal(f"--config={file}: no such file. Configs that ship:\n{shipped()}")
     get_config = runpy.run_path(str(found)).get("get_config")
     if get_config is None:
-        raise ValueError(f"{found} must define get_config(), returning a ConfigDict.")
+        raise Refusal(f"{found} must define get_config(), returning a ConfigDict.")
     return ConfigDict(get_config(*([argument] if argument else [])))
 
 

@@ -30,9 +30,7 @@ from flexjax import config as config_lib
 from flexjax import jobs
 from flexjax.config_file import Launch, home, listed, load, shipped, split
 from flexjax.hardware import distributed, flag_check, platforms, xla_flags
-
-PACKAGE = Path(__file__).resolve().parent
-PRODUCT = (PACKAGE, PACKAGE.parent / "models")  # A ValueError raised in here is a refusal, not a bug.
+from flexjax.refusal import Refusal
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +42,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("interrupted", style="yellow")
         return 130
-    except (ValueError, NotImplementedError, flags.Error) as error:
-        if "--debug" in args or not _is_refusal(error):
+    except (Refusal, flags.Error) as error:
+        if "--debug" in args:
             raise
         console.print(f"error: {error}", style="bold red", markup=False)
         console.print("(--debug shows where it was raised)", style="dim")
@@ -63,7 +61,7 @@ def _run(args: list[str]) -> int:
         print(_help())
         return 0
     if not values["config"].value:
-        raise ValueError(f"--config=PATH is missing. Configs that ship:\n{shipped()}")
+        raise Refusal(f"--config=PATH is missing. Configs that ship:\n{shipped()}")
 
     mine, others = split(load(values["config"].value))
     early = [a for a in rest if re.match(r"--?(no)?config\.(job|xla_flags|distributed)(=|$)", a)]
@@ -100,7 +98,7 @@ def _override(cls: type, values: dict[str, Any], args: Sequence[str]) -> config_
     config_flags.DEFINE_config_dict("config", fields, lock_config=True, flag_values=own, sys_argv=argv)
     left = own(argv)[1:]
     if left:
-        raise ValueError(f"Arguments are --config.FIELD=VALUE, --workdir=DIR or --debug; got {' '.join(left)!r}.")
+        raise Refusal(f"Arguments are --config.FIELD=VALUE, --workdir=DIR or --debug; got {' '.join(left)!r}.")
     return fields
 
 
@@ -109,7 +107,7 @@ def _job(name: str) -> ModuleType:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"config.job must be one of {', '.join(known)}; got {name!r}.{hint}")
+        raise Refusal(f"config.job must be one of {', '.join(known)}; got {name!r}.{hint}")
     return importlib.import_module(f"flexjax.jobs.{name}")
 
 
@@ -140,17 +138,6 @@ def _log_devices(job: str, workdir: Path) -> None:
     print(
         f"flexjax {job}: {len(devices)} × {devices[0].device_kind}{host}, jax {jax.__version__}, results in {workdir}"
     )
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether our own code refused the input: JAX and numpy raise ValueError for our bugs as well."""
-    if isinstance(error, flags.Error):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    file = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
-    return not set(PRODUCT).isdisjoint(file.parents)
 
 
 if __name__ == "__main__":

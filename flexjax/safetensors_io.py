@@ -17,6 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flexjax.refusal import Refusal
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype] = {
@@ -47,7 +49,7 @@ class TensorEntry:
 
 
 class SafetensorsFile:
-    """One open file; `entries` by name. ValueError if it is truncated or its header is not sound."""
+    """One open file; `entries` by name. Refusal if it is truncated or its header is not sound."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -55,22 +57,22 @@ class SafetensorsFile:
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise ValueError(
+                raise Refusal(
                     f"{self.path} is truncated or no safetensors file: its header should take {length} bytes "
                     f"and the file has {size}. Copy or download it again."
                 )
             try:
                 header: dict[str, Any] = json.loads(file.read(length))
             except ValueError as error:
-                raise ValueError(f"The header of {self.path} is not valid JSON: {error}.") from error
+                raise Refusal(f"The header of {self.path} is not valid JSON: {error}.") from error
             if not isinstance(header, dict):
-                raise ValueError(f"The header of {self.path} must be a JSON object; it is {str(header)[:80]}.")
+                raise Refusal(f"The header of {self.path} must be a JSON object; it is {str(header)[:80]}.")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header.pop("__metadata__", None)
         self.entries = {name: self._entry(name, fields, 8 + length) for name, fields in header.items()}
         end = max((entry.end for entry in self.entries.values()), default=8 + length)
         if end != size:
-            raise ValueError(
+            raise Refusal(
                 f"{self.path} is {'truncated' if size < end else 'too long'}: its header describes {end} bytes "
                 f"and the file has {size}. Copy or download it again."
             )
@@ -78,15 +80,13 @@ class SafetensorsFile:
     def _entry(self, name: str, fields: dict[str, Any], start: int) -> TensorEntry:
         for field in ("dtype", "shape", "data_offsets"):
             if field not in fields:
-                raise ValueError(f"Tensor {name!r} of {self.path} lacks {field!r} in the header. The file is corrupt.")
+                raise Refusal(f"Tensor {name!r} of {self.path} lacks {field!r} in the header. The file is corrupt.")
         if fields["dtype"] not in DTYPES:
-            raise ValueError(
-                f"Tensor {name!r} of {self.path} has dtype {fields['dtype']}; read are {', '.join(DTYPES)}."
-            )
+            raise Refusal(f"Tensor {name!r} of {self.path} has dtype {fields['dtype']}; read are {', '.join(DTYPES)}.")
         dtype, shape = DTYPES[fields["dtype"]], tuple(fields["shape"])
         begin, end = fields["data_offsets"]
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(
+            raise Refusal(
                 f"Tensor {name!r} of {self.path} is {dtype}{list(shape)} but its offsets {begin}..{end} "
                 f"span {end - begin} bytes. The file is corrupt."
             )
@@ -111,25 +111,25 @@ def open_checkpoint(directory: str | Path) -> dict[str, SafetensorsFile]:
         return dict.fromkeys(file.entries, file)
     index = directory / INDEX
     if not index.is_file():
-        raise ValueError(
+        raise Refusal(
             f"{directory} holds neither {SINGLE} nor {INDEX}. Weights in another form (pytorch_model.bin, gguf) "
             "must be converted to safetensors first."
         )
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{index} is no index of shards: {error!r}.") from error
+        raise Refusal(f"{index} is no index of shards: {error!r}.") from error
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
-        raise ValueError(
+        raise Refusal(
             f"{index} names {len(shards)} shards and {len(missing)} are missing: {', '.join(missing)}. "
             "Copy or download them into the same directory."
         )
     files = {shard: SafetensorsFile(directory / shard) for shard in shards}
     for name, shard in weight_map.items():
         if name not in files[shard].entries:
-            raise ValueError(f"{index} says that {name!r} is in {shard}, which does not hold it.")
+            raise Refusal(f"{index} says that {name!r} is in {shard}, which does not hold it.")
     return {name: files[shard] for name, shard in weight_map.items()}
 
 

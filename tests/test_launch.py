@@ -12,10 +12,12 @@ import pytest
 import flexjax.jobs
 from flexjax import config as config_lib
 from flexjax import launch
+from flexjax.refusal import Refusal
 
 JOB = '''
 """Writes down what it was given."""
 import dataclasses, json
+from flexjax.refusal import Refusal
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -31,7 +33,7 @@ class Config:
 
 def run(config, workdir):
     if config.end == "refuse":
-        raise ValueError("end must be well; got 'refuse'.")
+        raise Refusal("end must be well; got 'refuse'.")
     if config.end == "bug":
         int("x")
     if config.end == "interrupt":
@@ -57,8 +59,6 @@ def note(tmp_path, monkeypatch) -> Path:
     (folder / "note_down.py").write_text(JOB)
     monkeypatch.setattr(flexjax.jobs, "__path__", [*flexjax.jobs.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, "flexjax.jobs.note_down", raising=False)
-    # A refusal is told from a bug by where it was raised; here the job lives outside the package.
-    monkeypatch.setattr(launch, "PRODUCT", (*launch.PRODUCT, folder))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note.py").write_text(CONFIG)
     return tmp_path / "note.py"
@@ -126,11 +126,11 @@ def test_a_missing_config_names_those_that_ship(capsys):
         assert f"configs/{path.name}" in wrong
 
 
-def test_a_bug_keeps_its_traceback_and_debug_shows_all(note, tmp_path, monkeypatch):
+def test_a_bug_keeps_its_traceback_and_debug_shows_all(note, tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
-    with pytest.raises(ValueError, match="refuse"):
+    with pytest.raises(Refusal, match="refuse"):
         launch.run([f"--config={note}", workdir, "--config.end=refuse", "--debug"])
-    monkeypatch.setattr(launch, "PRODUCT", ())  # As if a library had raised it.
+    # Of the same type as a refusal's base, and raised in the job's own file: still a bug.
     with pytest.raises(ValueError, match="invalid literal"):
         launch.run([f"--config={note}", workdir, "--config.end=bug"])
 
@@ -149,7 +149,7 @@ def test_help_teaches(note, capsys):
 
 def test_flags_are_set_before_jax_is_imported():
     code = "import sys, flexjax.launch; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=launch.PACKAGE.parent, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=launch.home(), check=False).returncode == 0
 
 
 def test_a_flag_that_the_compiler_does_not_know_is_refused_by_name(note, tmp_path, monkeypatch, capsys):

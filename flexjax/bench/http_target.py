@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from flexjax.bench.result import StartUp
 from flexjax.bench.target import TargetStats
 from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.refusal import Refusal
 
 UNKNOWN_TOKEN = -1  # Stands in an event for a token whose id the server does not tell.
 
@@ -36,11 +37,11 @@ class HttpConfig:
 
     def __post_init__(self):
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"A target's url begins with http:// or https://; got {self.url!r}.")
+            raise Refusal(f"A target's url begins with http:// or https://; got {self.url!r}.")
         if self.prompt == "text" and not self.tokenizer:
-            raise ValueError("To send prompts as text a tokenizer is needed: set tokenizer to the model's directory.")
+            raise Refusal("To send prompts as text a tokenizer is needed: set tokenizer to the model's directory.")
         if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s must be positive; got {self.timeout_s}.")
+            raise Refusal(f"timeout_s must be positive; got {self.timeout_s}.")
 
 
 class HttpTarget:
@@ -58,7 +59,7 @@ class HttpTarget:
         self._thread: threading.Thread | None = None
 
     def start(self) -> StartUp:
-        """Connects; ValueError where no such server answers."""
+        """Connects; Refusal where no such server answers."""
         began = time.perf_counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjax-http", daemon=True)
@@ -105,14 +106,14 @@ class HttpTarget:
             served = [str(model["id"]) for model in response.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             await self._client.aclose()
-            raise ValueError(
+            raise Refusal(
                 f"No OpenAI-compatible server answers at {self.config.url}: GET /v1/models gave {error!r}. "
                 "Start the server first, or correct the url (without /v1)."
             ) from error
         self._server = response.headers.get("server", "")
         if not self._model:
             if not served:
-                raise ValueError(f"{self.config.url} serves no model: /v1/models is empty.")
+                raise Refusal(f"{self.config.url} serves no model: /v1/models is empty.")
             self._model = served[0]
 
     async def _close(self) -> None:
@@ -144,7 +145,7 @@ class HttpTarget:
         async with self._client.stream("POST", "/v1/completions", json=self._body(request)) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
-                raise ValueError(f"HTTP {response.status_code} from {self.config.url}: {text[:500]}")
+                raise Refusal(f"HTTP {response.status_code} from {self.config.url}: {text[:500]}")
             async for line in response.aiter_lines():
                 now = time.perf_counter()
                 if not line.startswith("data:"):
@@ -190,7 +191,7 @@ class _Stream:
 
     def take(self, chunk: dict[str, Any], now: float) -> None:
         if "error" in chunk:
-            raise ValueError(f"the server reported {chunk['error']}")
+            raise Refusal(f"the server reported {chunk['error']}")
         if chunk.get("usage"):
             self._usage = int(chunk["usage"]["completion_tokens"])
         for choice in chunk.get("choices", ()):
@@ -212,11 +213,11 @@ class _Stream:
         elif tokenizer is not None:
             total, how = len(tokenizer.encode(self._text, add_special_tokens=False).ids), "re-tokenised text"
         else:
-            raise ValueError(
+            raise Refusal(
                 "the server tells neither usage nor tokens; set tokenizer to the model's directory to count them"
             )
         if total < self._count and how == "usage":
-            raise ValueError(f"usage says {total} tokens, {self._count} chunks held some")
+            raise Refusal(f"usage says {total} tokens, {self._count} chunks held some")
         self._hand_over([UNKNOWN_TOKEN] * (total - self._count), "", self._last)
         return how
 
@@ -239,5 +240,5 @@ class _Stream:
 def _load_tokenizer(path: str) -> Tokenizer:
     file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
+        raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
     return Tokenizer.from_file(str(file))

@@ -15,6 +15,7 @@ from flexjax.bench.stock import StockTarget
 from flexjax.bench.target import Target
 from flexjax.bench.workload import Item
 from flexjax.engine.request import CompletionOutput, Request, TokenEvent
+from flexjax.refusal import Refusal
 from flexjax.train.corpus import held_out_documents
 
 
@@ -35,7 +36,7 @@ class QualityConfig:
 
     def __post_init__(self):
         if self.prompts < 0 or self.documents < 0 or self.document_tokens < 2:
-            raise ValueError(f"Quality needs counts of at least 0 and documents of 2 tokens or more; got {self}.")
+            raise Refusal(f"Quality needs counts of at least 0 and documents of 2 tokens or more; got {self}.")
 
 
 def judge_sides(

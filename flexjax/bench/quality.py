@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from flexjax.bench.result import Better, Quality
 from flexjax.engine.request import CompletionOutput
+from flexjax.refusal import Refusal
 
 Score = Callable[[Sequence[int]], Float[np.ndarray, "T V"]]
 
@@ -26,7 +27,7 @@ def bits_per_byte(score: Score, tokenizer: Tokenizer, documents: Sequence[str], 
     `score(ids)` gives float32 logits, row t being the prediction of token t + 1.
     """
     if max_tokens < 2:
-        raise ValueError(f"max_tokens must be at least 2, for one token to be predicted; got {max_tokens}.")
+        raise Refusal(f"max_tokens must be at least 2, for one token to be predicted; got {max_tokens}.")
     nats, size = 0.0, 0
     for document in documents:
         encoding = tokenizer.encode(document)
@@ -37,7 +38,7 @@ def bits_per_byte(score: Score, tokenizer: Tokenizer, documents: Sequence[str], 
         nats -= _log_softmax(logits)[np.arange(len(ids) - 1), ids[1:]].sum()
         size += len(document[spans[0][1] : spans[-1][1]].encode())
     if not size:
-        raise ValueError(f"None of the {len(documents)} documents has two tokens to score; give longer text.")
+        raise Refusal(f"None of the {len(documents)} documents has two tokens to score; give longer text.")
     return float(nats / size / np.log(2))
 
 
@@ -98,7 +99,7 @@ def _log_softmax(logits_TxV: np.ndarray) -> np.ndarray:
 
 def _check_pairs(answers: Sequence, references: Sequence) -> None:
     if len(answers) != len(references) or not answers:
-        raise ValueError(
+        raise Refusal(
             f"Each answer needs the reference's answer to the same prompt, and there must be one; got {len(answers)} "
             f"answers and {len(references)} references."
         )

@@ -9,6 +9,7 @@ from flexjax.bench.events import Recorder
 from flexjax.bench.loadgen import LoadRun, Progress
 from flexjax.bench.workload import Item
 from flexjax.engine.request import Request
+from flexjax.refusal import Refusal
 
 _POLL_S = 0.1
 
@@ -22,12 +23,12 @@ def run_replay(
 ) -> LoadRun:
     """Submits each item at its offset and waits for the last to end.
 
-    ValueError where an item has no offset. Ends early, with a fault, when nothing was done for
+    Refusal where an item has no offset. Ends early, with a fault, when nothing was done for
     `stall_s` seconds after the last arrival.
     """
     offsets = [item.offset_s for item in items if item.offset_s is not None]
     if len(offsets) < len(items):
-        raise ValueError("A replay needs a workload with times: set workload.trace to a trace file.")
+        raise Refusal("A replay needs a workload with times: set workload.trace to a trace file.")
     recorder = Recorder()
     faults: list[str] = []
     stop = threading.Event()

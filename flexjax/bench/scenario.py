@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from flexjax.refusal import Refusal
+
 ScenarioName = Literal["SingleStream", "Offline", "Server", "Interactive", "replay"]
 
 
@@ -15,7 +17,7 @@ class Limits:
 
     def __post_init__(self):
         if not (self.ttft_ms > 0 and self.tpot_ms > 0):
-            raise ValueError(f"Latency limits must be positive; got TTFT {self.ttft_ms} ms, TPOT {self.tpot_ms} ms.")
+            raise Refusal(f"Latency limits must be positive; got TTFT {self.ttft_ms} ms, TPOT {self.tpot_ms} ms.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +43,15 @@ class Scenario:
 
     def __post_init__(self):
         if self.queries < 1:
-            raise ValueError(f"{self.name} needs at least one query; got {self.queries}.")
+            raise Refusal(f"{self.name} needs at least one query; got {self.queries}.")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"{self.name}: a seed lies in [0, 2**32); got {self.seed}.")
+            raise Refusal(f"{self.name}: a seed lies in [0, 2**32); got {self.seed}.")
         if self.poisson and not (self.rate_per_s > 0 and self.limits):
-            raise ValueError(
+            raise Refusal(
                 f"{self.name} needs a positive rate_per_s and latency limits; got {self.rate_per_s} and {self.limits}."
             )
         if not 0 < self.percentile < 1:
-            raise ValueError(f"{self.name}: percentile is a fraction in (0, 1), e.g. 0.99; got {self.percentile}.")
+            raise Refusal(f"{self.name}: percentile is a fraction in (0, 1), e.g. 0.99; got {self.percentile}.")
 
     @property
     def poisson(self) -> bool:

@@ -26,6 +26,7 @@ from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import load_vocabulary
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class StockConfig:
     def __post_init__(self):
         for field in ("batch_size", "max_prompt_tokens", "max_output_tokens"):
             if getattr(self, field) < 1:
-                raise ValueError(f"StockConfig.{field} must be at least 1; got {getattr(self, field)}.")
+                raise Refusal(f"StockConfig.{field} must be at least 1; got {getattr(self, field)}.")
 
 
 @dataclasses.dataclass(eq=False)
@@ -86,7 +87,7 @@ class StockTarget:
         return StartUp(load_s=loaded - began, compile_s=compiled - loaded)
 
     def submit(self, request: Request) -> None:
-        """ValueError for a request that was not planned for: no shape is compiled for it."""
+        """Refusal for a request that was not planned for: no shape is compiled for it."""
         self._check(request)
         with self._wake:
             if self._failure is not None or self._stopping:
@@ -131,7 +132,7 @@ class StockTarget:
         n_in, params = len(request.prompt_token_ids), request.params
         limits = self.config
         if not 1 <= n_in <= limits.max_prompt_tokens or params.max_tokens > limits.max_output_tokens:
-            raise ValueError(
+            raise Refusal(
                 f"The stock side was compiled for 1..{limits.max_prompt_tokens} prompt and at most "
                 f"{limits.max_output_tokens} output tokens; the request has {n_in} and {params.max_tokens}. "
                 "Raise the workload's limits, from which these are taken."
@@ -140,7 +141,7 @@ class StockTarget:
             params, temperature=0.0, max_tokens=16, seed=None, ignore_eos=False, stop=(), stop_token_ids=()
         )
         if plain != type(params)(temperature=0.0):
-            raise ValueError(
+            raise Refusal(
                 "The stock side samples by argmax or by temperature alone; drop the other sampling parameters from "
                 f"the workload: {params}."
             )

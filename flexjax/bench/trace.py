@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from flexjax.refusal import Refusal
+
 AZURE_COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
 
@@ -30,20 +32,20 @@ class TraceRow:
 def read_trace(path: str | Path, limit: int | None = None) -> list[TraceRow]:
     """The first `limit` requests of a trace, in order of time, the first at 0 s.
 
-    ValueError names file and line for a row that cannot be read.
+    Refusal names file and line for a row that cannot be read.
     """
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
     parsers: dict[str, Callable[[Path, Iterable[str]], Iterator[TraceRow]]] = {".csv": _azure, ".jsonl": _mooncake}
     if suffix not in parsers:
-        raise ValueError(
+        raise Refusal(
             f"A trace is a .csv (Azure 2023) or .jsonl (Mooncake) file, gzipped or not; got {path}. "
             "Rename the file or convert it."
         )
     with gzip.open(path, "rt") if path.name.endswith(".gz") else path.open() as lines:
         rows = list(itertools.islice(parsers[suffix](path, lines), limit))
     if not rows:
-        raise ValueError(f"{path} holds no request.")
+        raise Refusal(f"{path} holds no request.")
     rows.sort(key=lambda row: row.time_s)
     return [dataclasses.replace(row, time_s=row.time_s - rows[0].time_s) for row in rows]
 
@@ -53,7 +55,7 @@ def scale(
 ) -> list[TraceRow]:
     """The trace with arrivals `rate` times as dense and lengths times `length`, clipped to 1..max."""
     if not (rate > 0 and length > 0 and max_input >= 1 and max_output >= 1):
-        raise ValueError(
+        raise Refusal(
             "A trace is scaled by positive factors into at least one token; got "
             f"rate={rate}, length={length}, max_input={max_input}, max_output={max_output}."
         )
@@ -65,7 +67,7 @@ def _azure(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
     reader = csv.reader(lines)
     header = next(reader, [])
     if header != AZURE_COLUMNS:
-        raise ValueError(f"{path}:1: the header must be {','.join(AZURE_COLUMNS)}; got {','.join(header)!r}.")
+        raise Refusal(f"{path}:1: the header must be {','.join(AZURE_COLUMNS)}; got {','.join(header)!r}.")
     for fields in reader:
         if not fields:
             continue
@@ -73,9 +75,7 @@ def _azure(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
             stamp, context, generated = fields
             yield TraceRow(_seconds(stamp), _tokens(context), _tokens(generated))
         except ValueError as error:
-            raise ValueError(
-                f"{path}:{reader.line_num}: {','.join(fields)!r} is no {AZURE_COLUMNS}: {error}"
-            ) from error
+            raise Refusal(f"{path}:{reader.line_num}: {','.join(fields)!r} is no {AZURE_COLUMNS}: {error}") from error
 
 
 def _seconds(stamp: str) -> float:
@@ -93,7 +93,7 @@ def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
             row = json.loads(line)
             yield TraceRow(float(row["timestamp"]) / 1e3, _tokens(row["input_length"]), _tokens(row["output_length"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
+            raise Refusal(
                 f"{path}:{number}: a row is an object with timestamp (ms), input_length and output_length; "
                 f"got {line.strip()[:80]!r} ({error!r})."
             ) from error
@@ -102,5 +102,5 @@ def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
 def _tokens(value: str | int) -> int:
     count = int(value)
     if count < 0:
-        raise ValueError(f"a token count is not negative; got {count}")
+        raise Refusal(f"a token count is not negative; got {count}")
     return count

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from flexjax.bench.trace import TraceRow, read_trace, scale
 from flexjax.engine.request import SamplingParams
+from flexjax.refusal import Refusal
 from flexjax.train.corpus import held_out_documents
 
 
@@ -31,7 +32,7 @@ class Lengths:
 
     def __post_init__(self):
         if not (1 <= self.low <= self.median <= self.high and self.sigma >= 0):
-            raise ValueError(f"Lengths need 1 <= low <= median <= high and sigma >= 0; got {self}.")
+            raise Refusal(f"Lengths need 1 <= low <= median <= high and sigma >= 0; got {self}.")
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
         drawn = self.median * np.exp(self.sigma * rng.standard_normal(count))
@@ -53,18 +54,18 @@ class WorkloadConfig:
 
     def __post_init__(self):
         if self.prompts < 1:
-            raise ValueError(f"A workload needs at least one prompt; got prompts={self.prompts}.")
+            raise Refusal(f"A workload needs at least one prompt; got prompts={self.prompts}.")
 
 
 def build_workload(config: WorkloadConfig, tokenizer: Tokenizer, max_context: int) -> tuple[Item, ...]:
     """The items of `config`, tokenised by the target's own tokenizer.
 
     Every answer has its exact length (`ignore_eos`), so that all sides do the same work.
-    ValueError where the longest request does not fit into `max_context` tokens.
+    Refusal where the longest request does not fit into `max_context` tokens.
     """
     longest = config.input.high + config.output.high
     if longest > max_context:
-        raise ValueError(
+        raise Refusal(
             f"The longest request must fit the model's context: input.high + output.high = {config.input.high} + "
             f"{config.output.high} = {longest} tokens, the model has {max_context}. Lower one of them."
         )
@@ -104,7 +105,7 @@ def _cut_prompts(tokenizer: Tokenizer, lengths: Sequence[int], rng: np.random.Ge
     text = "\n".join(document.text for document in held_out_documents())
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) <= max(lengths):
-        raise ValueError(
+        raise Refusal(
             f"The held-out text has {len(ids)} tokens, too few for a prompt of {max(lengths)}. Lower input.high."
         )
     starts = [int(rng.integers(0, len(ids) - n)) for n in lengths]

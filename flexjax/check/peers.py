@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flexjax.kernels.case import Case
 from flexjax.kernels.quantized_matmul.arg_specs import ArgSpec as Product
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec as Attention
+from flexjax.refusal import Unsupported
 
 TOKAMAX = ("tokamax_mosaic", "tokamax_triton")  # Its kernels by name; it would else fall back to XLA, timed already.
 ALL = ("cudnn", *TOKAMAX)
@@ -81,7 +82,7 @@ def _product(shape: str, spec: Product, peer: str, calls: int) -> Case:
 
 def _cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
     if jax.default_backend() != "gpu":
-        raise NotImplementedError(f"cuDNN serves NVIDIA GPUs, and this process runs on {jax.default_backend()}")
+        raise Unsupported(f"cuDNN serves NVIDIA GPUs, and this process runs on {jax.default_backend()}")
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **options)
 
 
@@ -101,7 +102,7 @@ def _kernel(peer: str) -> str:
 
 def _installed(package: str) -> Any:
     if importlib.util.find_spec(package) is None:
-        raise NotImplementedError(f"{package} is not installed")
+        raise Unsupported(f"{package} is not installed")
     return importlib.import_module(package)
 
 

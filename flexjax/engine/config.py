@@ -4,6 +4,7 @@ import dataclasses
 
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.quantize import FORMATS
+from flexjax.refusal import Refusal
 
 CACHE_DTYPES = (None, "bfloat16", "float32", "float16", "int8", "float8_e4m3fn", "int4")
 
@@ -13,7 +14,7 @@ class EngineConfig:
     """Sizes and limits of one engine; all counts are in the unit of their comment. With `mesh.data` > 1 they
     are those of each replica.
 
-    Raises ValueError at construction for a value outside its range.
+    Raises Refusal at construction for a value outside its range.
     """
 
     dtype: str = "bfloat16"  # Of weights and activations: bfloat16 | float32 | float16.
@@ -60,4 +61,4 @@ class EngineConfig:
         ]
         for name, holds, rule in rules:
             if not holds:
-                raise ValueError(f"EngineConfig.{name} must be {rule}; got {getattr(self, name)!r}.")
+                raise Refusal(f"EngineConfig.{name} must be {rule}; got {getattr(self, name)!r}.")

@@ -42,6 +42,7 @@ from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
 from flexjax.kernels.ragged_paged_attention import LARGEST
 from flexjax.quantize import cache_scale, quantize_weights, rounded
+from flexjax.refusal import Refusal, Unsupported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Scoring:
 class Engine:
     """Continuous batching of one model, on its device or split over a mesh.
 
-    `submit` refuses a bad request with a ValueError and touches nothing else; from then on everything
+    `submit` refuses a bad request with a Refusal and touches nothing else; from then on everything
     about a request reaches its listener as `TokenEvent`s, on the engine's thread. A listener that
     raises ends its own request alone.
     """
@@ -144,7 +145,7 @@ class Engine:
     def start(self) -> None:
         """Starts the thread that runs the steps; does nothing when it runs already."""
         if self.placement.spans_processes and self.followers is None:
-            raise NotImplementedError(
+            raise Unsupported(
                 "An engine over several processes takes the same turns in each, which its thread alone would not: load "
                 "it with LLM.load or flexjax.engine.load_engine, in every process."
             )
@@ -171,7 +172,7 @@ class Engine:
                 self._thread = None
 
     def submit(self, request: Request) -> None:
-        """Queues a request; ValueError, before anything else happens, when it can never be served."""
+        """Queues a request; Refusal, before anything else happens, when it can never be served."""
         self.check(request)
         params = request.params
         prompt = request.prompt_token_ids
@@ -183,7 +184,7 @@ class Engine:
             if self._closed:
                 raise RuntimeError("The engine was stopped; start() lets it take requests again.")
             if request.id in self._live:
-                raise ValueError(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
+                raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
             sequences = [
                 Sequence(
                     request=request,
@@ -203,15 +204,13 @@ class Engine:
             self._wake.notify()
 
     def check(self, request: Request) -> None:
-        """ValueError, with the rule, the values and the way out, for a request that cannot be served."""
+        """Refusal, with the rule, the values and the way out, for a request that cannot be served."""
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
-            raise ValueError(
-                "A prompt needs at least one token; this one is empty. Begin with a BOS token or some text."
-            )
+            raise Refusal("A prompt needs at least one token; this one is empty. Begin with a BOS token or some text.")
         self.check_tokens((*prompt, *params.stop_token_ids))
         if len(prompt) >= self.max_model_len:
-            raise ValueError(
+            raise Refusal(
                 f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has "
                 f"{len(prompt)}. Shorten it, or load the model with a larger max_model_len (the model itself goes up "
                 f"to {self.model_config.max_position})."
@@ -219,25 +218,23 @@ class Engine:
         longest = min(len(prompt) + params.max_tokens, self.max_model_len)
         needed = self.pool.pages_for(longest)
         if needed > self.pool.capacity:
-            raise ValueError(
+            raise Refusal(
                 f"A request must fit the page pool alone: {longest} tokens need {needed} pages of "
                 f"{self.pool.page_size}, the pool has {self.pool.capacity}. Lower max_tokens, or give the engine more "
                 "pages (num_pages, cache_gib)."
             )
         if params.stop and self.vocabulary is None:
-            raise ValueError("Stop strings need a tokenizer, and this model directory has none; use stop_token_ids.")
+            raise Refusal("Stop strings need a tokenizer, and this model directory has none; use stop_token_ids.")
         stops = frozenset(params.stop_token_ids) | (self.vocabulary.eos_ids if self.vocabulary else frozenset())
         if params.min_tokens and len(stops) > MAX_STOP_IDS:
-            raise ValueError(
-                f"min_tokens can hold back at most {MAX_STOP_IDS} stop ids; this request has {len(stops)}."
-            )
+            raise Refusal(f"min_tokens can hold back at most {MAX_STOP_IDS} stop ids; this request has {len(stops)}.")
 
     def check_tokens(self, token_ids: Iterable[int]) -> None:
-        """ValueError for ids that the model has no embedding for."""
+        """Refusal for ids that the model has no embedding for."""
         vocab_size = self.runner.vocab_size
         strangers = [t for t in token_ids if not 0 <= t < vocab_size]
         if strangers:
-            raise ValueError(
+            raise Refusal(
                 f"Token ids must lie in [0, {vocab_size}); the request has {strangers[:5]}. Tokenise it with the "
                 "model's own tokenizer."
             )
@@ -479,9 +476,7 @@ def _placement(config: EngineConfig, mesh: Mesh | None) -> Placement:
 def _context_limit(config: EngineConfig, model: CausalLM) -> int:
     limit = model.config.max_position
     if config.max_model_len is not None and config.max_model_len > limit:
-        raise ValueError(
-            f"max_model_len must be within the model's own context of {limit}; got {config.max_model_len}."
-        )
+        raise Refusal(f"max_model_len must be within the model's own context of {limit}; got {config.max_model_len}.")
     return config.max_model_len or limit
 
 
@@ -495,7 +490,5 @@ def _num_pages(config: EngineConfig, model: CausalLM, max_model_len: int, placem
     page_bytes = max(two - one, 1)
     affordable = int(config.cache_gib * 2**30) // page_bytes
     if affordable < 2:
-        raise ValueError(
-            f"One page takes {page_bytes} bytes a device; cache_gib={config.cache_gib} has no room for it."
-        )
+        raise Refusal(f"One page takes {page_bytes} bytes a device; cache_gib={config.cache_gib} has no room for it.")
     return min(wanted, affordable)

@@ -15,6 +15,7 @@ from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.hardware import compile_cache
 from flexjax.hardware.mesh import MeshConfig
+from flexjax.refusal import Refusal
 
 Prompt = str | Sequence[int]
 
@@ -59,15 +60,13 @@ class LLM:
     ) -> list[RequestOutput]:
         """One `RequestOutput` a prompt, in order, with `params` for all or one for each.
 
-        Every prompt is checked before the first is run: ValueError names the one that cannot be served. Over a
+        Every prompt is checked before the first is run: Refusal names the one that cannot be served. Over a
         mesh of several processes, each that makes the same call gets the same outputs.
         """
         batch = _as_batch(prompts)
         each = [params or SamplingParams()] * len(batch) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(batch):
-            raise ValueError(
-                f"Give one SamplingParams for all prompts or one for each; got {len(each)} for {len(batch)}."
-            )
+            raise Refusal(f"Give one SamplingParams for all prompts or one for each; got {len(each)} for {len(batch)}.")
         requests = [self._request(prompt, one) for prompt, one in zip(batch, each, strict=True)]
         stated = [(request.prompt_token_ids, request.params) for request in requests]
         return self._together(f"generate {stated}", lambda: self._generate(batch, requests))
@@ -78,8 +77,8 @@ class LLM:
             collector = _Collector(prompt, request)
             try:
                 self.engine.check(collector.request)
-            except ValueError as error:
-                raise ValueError(f"Prompt {i}: {error}") from error
+            except Refusal as error:
+                raise Refusal(f"Prompt {i}: {error}") from error
             collectors.append(collector)
         self.engine.start()
         for collector in collectors:
@@ -118,7 +117,7 @@ class LLM:
         batch = [self._tokens(p) for p in _as_batch(prompts)]
         for i, tokens in enumerate(batch):
             if not 0 < len(tokens) <= engine.max_model_len:
-                raise ValueError(
+                raise Refusal(
                     f"Prompt {i} must have 1 to {engine.max_model_len} tokens (max_model_len); it has {len(tokens)}."
                 )
             engine.check_tokens(tokens)
@@ -130,7 +129,7 @@ class LLM:
         """In a process other than process 0 of a model over several: lets process 0 generate, score and stream, and
         returns when it closes the model. RuntimeError where a process is lost."""
         if self._meeting is None:
-            raise ValueError("A model of one process has none that follows; LLM.load with a mesh over several has.")
+            raise Refusal("A model of one process has none that follows; LLM.load with a mesh over several has.")
         self._meeting.follow()
 
     def close(self) -> None:
@@ -144,7 +143,7 @@ class LLM:
         if not isinstance(prompt, str):
             return tuple(int(t) for t in prompt)
         if self.engine.vocabulary is None:
-            raise ValueError("This model directory has no tokenizer.json; give prompts as token ids.")
+            raise Refusal("This model directory has no tokenizer.json; give prompts as token ids.")
         return self.engine.vocabulary.encode(prompt)
 
     def _request(self, prompt: Prompt, params: SamplingParams, listener=None) -> Request:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flexjax.engine.post import Post
+from flexjax.refusal import Refusal
 
 _FOLLOWS = "follows"
 
@@ -17,14 +18,14 @@ class Meeting:
         self._following: set[int] = set()
 
     def call(self, stated: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns or raises in process 0. ValueError, in every process, where one states another call."""
+        """What `work` returns or raises in process 0. Refusal, in every process, where one states another call."""
         digest = hashlib.sha256(stated.encode()).hexdigest()
         if self.post.index:
             return self._asked(digest)
         callers = self._gather()
         try:
             if any(theirs != digest for theirs in callers.values()):
-                raise ValueError(
+                raise Refusal(
                     "An engine over several processes is given the same prompts and SamplingParams by each of them; "
                     "these differ. Read them from one file, let the others follow (LLM.follow), or give every process "
                     "a model of its own with devices=jax.local_devices()."
@@ -42,7 +43,7 @@ class Meeting:
     def follow(self) -> None:
         """Says that this process makes no more calls; returns when process 0 has closed the model."""
         if not self.post.index:
-            raise ValueError("Process 0 leads; the other processes follow it.")
+            raise Refusal("Process 0 leads; the other processes follow it.")
         self.post.send(0, f"call-{self.post.index}", _FOLLOWS)
         self.post.ended.wait()
         if not self.post.closed:

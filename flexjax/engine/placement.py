@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flexjax import causal_lm
 from flexjax.causal_lm import Axes, CacheLeaf, CausalLM
 from flexjax.hardware.sharding import SERVING, check, refuse_idle_axes, sharding
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Placement:
 
     def __post_init__(self):
         if self.mesh is not None and self.mesh.shape["data"] > 1:
-            raise ValueError(
+            raise Refusal(
                 f"An engine is one replica; this mesh has data={self.mesh.shape['data']}. LLM.load and "
                 "flexjax.engine.load_engine put one engine on each part of it."
             )
@@ -83,7 +84,7 @@ class Placement:
         return sum(math.prod(s) * leaf.dtype.itemsize for s, leaf in zip(shapes, leaves, strict=True))
 
     def inspect(self, model: CausalLM, cache_spec: Any) -> None:
-        """Warns of every array that takes more memory than its rules intend; ValueError for a mesh axis that
+        """Warns of every array that takes more memory than its rules intend; Refusal for a mesh axis that
         splits nothing."""
         if self.mesh is None:
             return

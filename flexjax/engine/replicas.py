@@ -19,6 +19,7 @@ from flexjax.engine.request import Request
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.stats import EngineStats
 from flexjax.hardware.mesh import make_mesh, replicas
+from flexjax.refusal import Refusal, Unsupported
 
 
 def load_engine(
@@ -30,7 +31,7 @@ def load_engine(
     config = config or EngineConfig()
     if config.mesh is None:
         if devices is not None:
-            raise ValueError("devices are those of a mesh: give mesh=MeshConfig(tensor=…) with them.")
+            raise Refusal("devices are those of a mesh: give mesh=MeshConfig(tensor=…) with them.")
         return Engine.load(directory, config)
     meshes = replicas(make_mesh(config.mesh, devices))
     members = [tuple(sorted({d.process_index for d in mesh.devices.flat})) for mesh in meshes]
@@ -78,7 +79,7 @@ class Replicas:
         """As `Engine.submit`; of the engines that have not failed the first with fewest open requests."""
         with self._routing:
             if self.holds(request.id):
-                raise ValueError(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
+                raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
             healthy = [engine for engine in self.engines if not engine.failed] or self.engines
             min(healthy, key=lambda engine: engine.num_open).submit(request)
 
@@ -131,7 +132,7 @@ class Follower(Replicas):
             thread.join()
 
     def submit(self, request: Request) -> Never:
-        raise NotImplementedError(
+        raise Unsupported(
             f"Process 0 takes the requests of a model over several processes; this is process {jax.process_index()} of "
             f"{jax.process_count()}. Here, call LLM.follow(), which returns when process 0 closes the model, or make "
             "the same generate and score calls in every process."
@@ -177,14 +178,14 @@ def _box(replica: int) -> str:
 def _check_members(members: Sequence[tuple[int, ...]], everyone: Sequence[int]) -> None:
     idle = sorted(set(everyone) - {process for processes in members for process in processes})
     if idle:
-        raise ValueError(
+        raise Refusal(
             f"Every process must have a part in a model over several; the mesh has no device of the processes {idle}. "
             "Give it devices of all, or leave those processes out of the job."
         )
     for one in members:
         for other in members:
             if one != other and set(one) & set(other) and max(len(one), len(other)) > 1:
-                raise NotImplementedError(
+                raise Unsupported(
                     f"Two replicas share all their processes or none; these are on the processes {one} and {other}. "
                     "Choose data and tensor so that a replica fills whole processes, or a process whole replicas."
                 )

@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from flexjax.refusal import Refusal
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 20  # Static width of the top-k that a step returns.
@@ -14,7 +16,7 @@ MAX_LOGPROBS = 20  # Static width of the top-k that a step returns.
 class SamplingParams:
     """How one prompt is continued; the names are vLLM's.
 
-    Raises ValueError at construction for a value outside its range.
+    Raises Refusal at construction for a value outside its range.
     """
 
     n: int = 1  # Independent continuations of the prompt.
@@ -43,7 +45,7 @@ class SamplingParams:
         whole += [("logprobs", self.logprobs or 0)]
         for name, value in whole:
             if not isinstance(value, numbers.Integral) or not -(2**31) <= value < 2**32:
-                raise ValueError(f"SamplingParams.{name} must be a whole number of 32 bits; got {value!r}.")
+                raise Refusal(f"SamplingParams.{name} must be a whole number of 32 bits; got {value!r}.")
         rules = [
             ("n", self.n >= 1, "at least 1"),
             # Below 1e-5 the scaled logits overflow float32; so would the penalty's reciprocal.
@@ -62,7 +64,7 @@ class SamplingParams:
         ]
         for name, holds, rule in rules:
             if not holds:
-                raise ValueError(f"SamplingParams.{name} must be {rule}; got {getattr(self, name)!r}.")
+                raise Refusal(f"SamplingParams.{name} must be {rule}; got {getattr(self, name)!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from flexjax.engine.placement import Placement, shardings_of
 from flexjax.engine.request import MAX_LOGPROBS
 from flexjax.engine.sampling import MEMORY_AXES, Controls, Memory, Sampled, count_fed, empty_memory, sample
 from flexjax.kernels.quantized_matmul import packs
+from flexjax.refusal import Unsupported
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -59,12 +60,12 @@ def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
 
 def packed(model: CausalLM, config: EngineConfig, mesh: Mesh | None, *, release: bool = False) -> CausalLM:
     """The model with its weights as the CPU's kernels stream them, on one CPU; `release` gives the other form up.
-    NotImplementedError where rows were to be rounded and nothing here does so."""
+    Unsupported where rows were to be rounded and nothing here does so."""
     here = mesh is None and jax.default_backend() in PACKED_BACKENDS
     if here and isinstance(model, Packable) and packs(config.dtype):
         return model.packed(activation_dtype=config.activation_dtype, release=release)
     if config.activation_dtype is not None:
-        raise NotImplementedError(
+        raise Unsupported(
             f"activation_dtype={config.activation_dtype!r} is built for one CPU, with the kernels that a C++ compiler "
             "and `make setup` build. Leave it out, and rows keep their dtype."
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from flexjax.refusal import Refusal
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -25,7 +27,7 @@ class Vocabulary:
 def load_vocabulary(directory: str | Path, *, vocab_size: int) -> Vocabulary | None:
     """The vocabulary of a model directory; None when it has no tokenizer.json.
 
-    ValueError when the tokenizer knows ids that the weights have no row for.
+    Refusal when the tokenizer knows ids that the weights have no row for.
     """
     directory = Path(directory)
     path = directory / "tokenizer.json"
@@ -34,7 +36,7 @@ def load_vocabulary(directory: str | Path, *, vocab_size: int) -> Vocabulary | N
     tokenizer = Tokenizer.from_file(str(path))
     known = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if known > vocab_size:
-        raise ValueError(
+        raise Refusal(
             f"Every token needs a row in the embedding: {path} has ids up to {known - 1}, the weights have "
             f"{vocab_size} rows. The tokenizer and the weights are of different models; take both from one directory."
         )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from flexjax.refusal import Refusal
+
 _TABLE = Path(__file__).with_name("chips.toml")
 
 Platform = Literal["tpu", "gpu", "cpu"]
@@ -67,11 +69,11 @@ def _chip(name: str, fields: dict[str, Any]) -> Chip:
 
 
 def find(name: str) -> Chip:
-    """The chip of that short name; ValueError names the nearest ones."""
+    """The chip of that short name; Refusal names the nearest ones."""
     chips = table()
     if name not in chips:
         near = difflib.get_close_matches(name, chips, n=3) or sorted(chips)
-        raise ValueError(f"No chip is called {name!r}; nearest known: {', '.join(near)}. {_TABLE.name} lists them all.")
+        raise Refusal(f"No chip is called {name!r}; nearest known: {', '.join(near)}. {_TABLE.name} lists them all.")
     return chips[name]
 
 

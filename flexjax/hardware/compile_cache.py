@@ -9,6 +9,8 @@ import jax
 from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
+from flexjax.refusal import Refusal
+
 # Recorded by JAX once for every program that it compiles or loads from the persistent cache, with
 # the seconds that this took; the second event follows only where the cache had the program.
 _PROGRAM_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -34,7 +36,7 @@ def enable(path: Path | None = None) -> Path:
     directory = Path(chosen).expanduser().resolve()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not os.access(directory, os.W_OK):
-        raise ValueError(
+        raise Refusal(
             f"The compilation cache must be a writable directory; {directory} is not. "
             "Pass another path or set XDG_CACHE_HOME."
         )

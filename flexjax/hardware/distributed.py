@@ -2,6 +2,8 @@
 
 import os
 
+from flexjax.refusal import Refusal
+
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -9,7 +11,7 @@ def join() -> None:
     """Starts `jax.distributed`; afterwards `jax.devices()` are those of every process.
 
     Where JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, they
-    say who this is; else JAX asks the cluster: Cloud TPU, GKE, Slurm, Open MPI. ValueError where neither tells.
+    say who this is; else JAX asks the cluster: Cloud TPU, GKE, Slurm, Open MPI. Refusal where neither tells.
     Must run before JAX starts a backend; waits until every process has come.
     """
     import jax  # Not above: the launcher sets XLA flags before JAX is imported.
@@ -19,19 +21,19 @@ def join() -> None:
         try:
             jax.distributed.initialize()
         except ValueError as error:
-            raise ValueError(
+            raise Refusal(
                 f"distributed=True joins several processes, and none of JAX's clusters (Cloud TPU, GKE, Slurm, Open "
                 f"MPI) is here to say which ({error}). Set {ADDRESS}=host:port, {COUNT} and {INDEX}, as "
                 "launch/nvidia_hosts.sh does."
             ) from error
         return
     if len(given) < 3 or ":" not in given[ADDRESS]:
-        raise ValueError(
+        raise Refusal(
             f"{ADDRESS}=host:port, {COUNT} and {INDEX} say together which process of how many this is; got {given}."
         )
     count, index = _number(COUNT), _number(INDEX)
     if not 0 <= index < count:
-        raise ValueError(f"{INDEX} counts from 0 to {COUNT} - 1; got {index} of {count}.")
+        raise Refusal(f"{INDEX} counts from 0 to {COUNT} - 1; got {index} of {count}.")
     jax.distributed.initialize(given[ADDRESS], count, index)
 
 
@@ -47,5 +49,5 @@ def coordinator_host() -> str:
 def _number(variable: str) -> int:
     value = os.environ[variable]
     if not value.isdecimal():
-        raise ValueError(f"{variable} is a whole number; got {value!r}.")
+        raise Refusal(f"{variable} is a whole number; got {value!r}.")
     return int(value)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from flexjax.hardware.xla_flags import Flag, FlagSet
+from flexjax.refusal import Refusal
 
 _UNKNOWN = "the compiler does not know it"
 _VALUE = "the compiler knows it but does not take this value"
@@ -29,16 +30,16 @@ _TPU_ENVIRONMENT = {
 
 
 def check(flag_set: FlagSet) -> None:
-    """ValueError that names every flag of the set that the compiler refuses, each with why."""
+    """Refusal that names every flag of the set that the compiler refuses, each with why."""
     if flag_set.variable == _TPU_VARIABLE and not has_libtpu():
-        raise ValueError(
+        raise Refusal(
             f"The flags of {flag_set.name!r} are for the TPU's compiler, libtpu, which is not installed, so nothing "
             "would read them. Install the extra 'tpu' on a TPU or 'virtual' elsewhere, or choose another set."
         )
     faults = refused(flag_set)
     if faults:
         listed = "; ".join(f"--{name}: {why}" for name, why in faults.items())
-        raise ValueError(
+        raise Refusal(
             f"The installed compiler refuses {len(faults)} of the {len(flag_set.flags)} flags of {flag_set.name!r}: "
             f"{listed}. Flags come and go with compiler versions: mend the set, or choose another."
         )

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from flexjax.refusal import Refusal
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -136,7 +138,7 @@ def parse(text: str) -> Module:
         elif found := _LINE.match(line):
             current[found[2]] = _instruction(found[2], found[3], is_root=bool(found[1]))
     if not entry:
-        raise ValueError("Optimised HLO has an ENTRY computation; this text has none. Pass Compiled.as_text().")
+        raise Refusal("Optimised HLO has an ENTRY computation; this text has none. Pass Compiled.as_text().")
     return Module(computations, entry)
 
 
@@ -161,7 +163,7 @@ def _closing(text: str, start: int) -> int:
         depth += (text[i] == "(") - (text[i] == ")")
         if depth == 0:
             return i
-    raise ValueError(f"A parenthesis does not close in this line of HLO: {text[:120]}")
+    raise Refusal(f"A parenthesis does not close in this line of HLO: {text[:120]}")
 
 
 def _space(layout: str) -> int:

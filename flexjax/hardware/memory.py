@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from flexjax.refusal import Unsupported
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _MAPS = Path("/proc/self/smaps")
@@ -16,10 +18,10 @@ _MAPPED = re.compile(r"^(\w+)-(\w+) r-[x-]p \S+ \S+ \S+ +/(?!memfd:).*\n(?:\w+:.
 
 
 def rss_bytes() -> int:
-    """Resident memory that this process holds now; NotImplementedError where the system does not say (not Linux)."""
+    """Resident memory that this process holds now; Unsupported where the system does not say (not Linux)."""
     held = _status("VmRSS")
     if held is None:
-        raise NotImplementedError(f"{_STATUS} does not tell what this process holds; Linux has it.")
+        raise Unsupported(f"{_STATUS} does not tell what this process holds; Linux has it.")
     return held
 
 

@@ -12,6 +12,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from flexjax.refusal import Refusal
+
 _PRESETS = Path(__file__).with_name("meshes.toml")
 
 Purpose = Literal["serving", "training"]
@@ -24,7 +26,7 @@ AXES = ("data", "stage", "fsdp", "expert", "sequence", "tensor")
 class MeshConfig:
     """How many devices share in each kind of parallelism; one axis may be -1, which takes the rest.
 
-    Raises ValueError at construction for a size that is neither -1 nor positive, or a second -1.
+    Raises Refusal at construction for a size that is neither -1 nor positive, or a second -1.
     """
 
     data: int = 1  # Whole copies of the model, each with requests or examples of its own.
@@ -37,11 +39,11 @@ class MeshConfig:
     def __post_init__(self):
         for name, size in self.sizes.items():
             if size != -1 and size < 1:
-                raise ValueError(
+                raise Refusal(
                     f"MeshConfig.{name} must be a positive number of devices, or -1 for the rest; got {size}."
                 )
         if list(self.sizes.values()).count(-1) > 1:
-            raise ValueError(f"Only one axis of a mesh can take the rest (-1); got {self}.")
+            raise Refusal(f"Only one axis of a mesh can take the rest (-1); got {self}.")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,13 +51,13 @@ class MeshConfig:
         return {axis: getattr(self, axis) for axis in AXES}
 
     def resolve(self, num_devices: int) -> "MeshConfig":
-        """The same with -1 filled in; ValueError unless the sizes multiply to `num_devices`."""
+        """The same with -1 filled in; Refusal unless the sizes multiply to `num_devices`."""
         known = math.prod(size for size in self.sizes.values() if size != -1)
         rest = next((axis for axis, size in self.sizes.items() if size == -1), None)
         if rest is not None and num_devices % known == 0:
             return dataclasses.replace(self, **{rest: num_devices // known})
         if rest is not None or known != num_devices:
-            raise ValueError(_misfit(self, known, num_devices))
+            raise Refusal(_misfit(self, known, num_devices))
         return self
 
     def __str__(self) -> str:
@@ -94,16 +96,14 @@ def presets() -> Mapping[tuple[str, Purpose, int], MeshConfig]:
 
 
 def preset(chip: str, num_devices: int, purpose: Purpose) -> MeshConfig:
-    """The mesh to begin with on so many devices of a chip; ValueError names the sizes that there are."""
+    """The mesh to begin with on so many devices of a chip; Refusal names the sizes that there are."""
     found = presets().get((chip, purpose, num_devices))
     if found is None:
         sizes = [size for c, p, size in presets() if (c, p) == (chip, purpose)]
         if not sizes:
             chips = sorted({c for c, p, _ in presets() if p == purpose})
-            raise ValueError(
-                f"No {purpose} mesh is preset for the chip {chip!r}; there are some for {', '.join(chips)}."
-            )
-        raise ValueError(
+            raise Refusal(f"No {purpose} mesh is preset for the chip {chip!r}; there are some for {', '.join(chips)}.")
+        raise Refusal(
             f"No {purpose} mesh is preset for {num_devices} devices of {chip}; there are some for "
             f"{', '.join(map(str, sizes))}. Give the axes yourself: MeshConfig(tensor=…, data=-1)."
         )

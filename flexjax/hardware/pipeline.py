@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from flexjax.hardware.sharding import TRAINING
+from flexjax.refusal import Refusal
 
 AXIS = "stage"
 COPIES = "data"  # The axis over which every weight is whole.
@@ -43,7 +44,7 @@ def pipeline[Batch](stage: Callable[[Any, Batch], Batch], weights: Any, batch: B
     and after the pipeline is shared out among the stages, and every stage begins with M / S whole microbatches. A
     tick moves one to the next stage, and one towards the first stage or back from the last.
 
-    ValueError unless S divides M and each axis of layers, and M × data × fsdp the number of examples.
+    Refusal unless S divides M and each axis of layers, and M × data × fsdp the number of examples.
     """
     mesh, count = jax.sharding.get_abstract_mesh(), stages()
     _check(weights, batch, microbatches)
@@ -109,13 +110,13 @@ def _check(weights: Any, batch: Any, microbatches: int) -> None:
     mesh, count = jax.sharding.get_abstract_mesh(), stages()
     if microbatches < 1 or microbatches % count:
         idle = lambda per_stage: f"{per_stage * count} idles for {(count - 1) / ((per_stage + 1) * count - 1):.0%}"
-        raise ValueError(
+        raise Refusal(
             f"Every stage begins with as many microbatches: their number must be a multiple of stage={count}; got "
             f"{microbatches}. A pipeline of {idle(1)} of its time, of {idle(4)}, of {idle(8)}."
         )
     for layers in sorted({w.shape[0] for w in jax.tree.leaves(weights)}):
         if layers % count:
-            raise ValueError(
+            raise Refusal(
                 f"Every stage has as many layers: the leading axis of weights must divide by stage={count}; it is "
                 f"{layers}. Run {layers % count} of them outside the pipeline."
             )
@@ -124,7 +125,7 @@ def _check(weights: Any, batch: Any, microbatches: int) -> None:
     for size in sorted({x.shape[0] for x in jax.tree.leaves(batch)}):
         if size % least:
             factors = " × ".join([f"{microbatches} microbatches", *(f"{axis}={mesh.shape[axis]}" for axis in within)])
-            raise ValueError(
+            raise Refusal(
                 f"Every microbatch has as many examples on every device: a batch must divide by {factors}; it has "
                 f"{size} examples. Take {-(-size // least) * least} of them, or other microbatches, a multiple of "
                 f"stage={count}."

@@ -4,6 +4,7 @@ import dataclasses
 
 from flexjax.hardware.chips import Chip
 from flexjax.hardware.program import Op, Program
+from flexjax.refusal import Refusal
 
 GPU_USABLE = 0.9  # Of a GPU's memory: the rest is the driver's, the context's and fragmentation (vLLM's default).
 
@@ -30,11 +31,11 @@ class Limits:
 
     @classmethod
     def of(cls, chip: Chip, dtype: str) -> "Limits":
-        """ValueError where the table of chips lacks a figure."""
+        """Refusal where the table of chips lacks a figure."""
         if chip.compiler is None or chip.memory_gib is None or chip.memory_gb_per_s is None or chip.clock_ghz is None:
-            raise ValueError(f"The limits of {chip.name} need its memory, bandwidth and clock in chips.toml.")
+            raise Refusal(f"The limits of {chip.name} need its memory, bandwidth and clock in chips.toml.")
         if dtype not in chip.peak:
-            raise ValueError(f"{chip.full_name} has no unit for {dtype}; it has peaks for {', '.join(chip.peak)}.")
+            raise Refusal(f"{chip.full_name} has no unit for {dtype}; it has peaks for {', '.join(chip.peak)}.")
         devices = chip.compiler.get("devices", 1)
         return cls(
             hbm_bytes=int(chip.compiler.get("hbm_gib", GPU_USABLE * chip.memory_gib) * 2**30),

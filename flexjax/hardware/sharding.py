@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from flexjax.refusal import Refusal
+
 Axes = Sequence[str | None]  # One logical name a dimension; None is never split.
 
 
@@ -83,9 +85,9 @@ class Split:
 
 
 def split(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Rules, name: str = "array") -> Split:
-    """The split of an array of that shape; ValueError where a size does not divide and its rule has no way out."""
+    """The split of an array of that shape; Refusal where a size does not divide and its rule has no way out."""
     if len(axes) != len(shape):
-        raise ValueError(
+        raise Refusal(
             f"An array names one axis a dimension; {name} of shape {tuple(shape)} has the axes {tuple(axes)}."
         )
     taken: list[list[str]] = [[] for _ in axes]
@@ -110,7 +112,7 @@ def split(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Ru
             compromises.append(f"{problem}; it is replicated")
         else:
             divisors = [str(d) for d in range(1, min(shape[i], 256) + 1) if shape[i] % d == 0]
-            raise ValueError(
+            raise Refusal(
                 f"A dimension must divide by the mesh axes that split it: in {name} {tuple(shape)}, {problem}. Choose "
                 f"{' × '.join(wanted)} among {', '.join(divisors)}, and give the other devices to data or fsdp."
             )
@@ -228,12 +230,12 @@ def check(
 
 
 def refuse_idle_axes(arrays: Iterable[tuple[str, Axes, Any]], mesh: Mesh, rules: Rules) -> None:
-    """ValueError for a mesh axis, `data` aside, over which none of the arrays is split: its devices would all do
+    """Refusal for a mesh axis, `data` aside, over which none of the arrays is split: its devices would all do
     the same work."""
     used = {m for _, axes, value in arrays for part in spec(axes, value.shape, mesh, rules) for m in _names(part)}
     idle = [f"{m}={size}" for m, size in mesh.shape.items() if size > 1 and m not in used | {"data"}]
     if idle:
-        raise ValueError(
+        raise Refusal(
             f"Every mesh axis must split some array of the model; none has a dimension for {', '.join(idle)}. Give "
             "those devices to tensor or data. (expert needs a mixture of experts; fsdp, sequence and stage train.)"
         )
@@ -250,5 +252,5 @@ def _spec_of(actual: jax.sharding.Sharding) -> str:
 def _rule(axis: str, rules: Rules, name: str) -> Rule:
     if axis not in rules:
         near = difflib.get_close_matches(axis, rules, n=3) or sorted(rules)
-        raise ValueError(f"No rule is called {axis!r}, an axis of {name}; nearest known: {', '.join(near)}.")
+        raise Refusal(f"No rule is called {axis!r}, an axis of {name}; nearest known: {', '.join(near)}.")
     return rules[axis]

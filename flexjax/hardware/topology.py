@@ -16,6 +16,7 @@ from jax.experimental import topologies
 
 from flexjax.hardware import chips
 from flexjax.hardware.chips import Chip
+from flexjax.refusal import Refusal
 
 # libtpu else asks the cloud which machine it runs on, and lets one process at a time in.
 _TPU_ENVIRONMENT = {
@@ -54,12 +55,12 @@ def devices(chip: Chip, topology: str) -> list[Any]:
     """Described devices: of a TPU the grid "2x4" (v5e, v6e) or "2x2x1" (v4, v5p, 7x), of a GPU "8" in one host or
     "2x8", hosts × GPUs.
 
-    A 7x chip is two devices. ValueError where the chip or topology cannot be described, or the extra is missing.
+    A 7x chip is two devices. Refusal where the chip or topology cannot be described, or the extra is missing.
     """
     if chip.compiler is None:
-        raise ValueError(f"{chip.name} has no compiler to describe it to; chips that do: {', '.join(describable())}.")
+        raise Refusal(f"{chip.name} has no compiler to describe it to; chips that do: {', '.join(describable())}.")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
-        raise ValueError(f"A topology is sizes with x between, such as 2x4, 2x2x1 or 8; got {topology!r}.")
+        raise Refusal(f"A topology is sizes with x between, such as 2x4, 2x2x1 or 8; got {topology!r}.")
     sizes = [int(size) for size in topology.split("x")]
     return (_tpus if chip.platform == "tpu" else _gpus)(chip, sizes)
 
@@ -81,7 +82,7 @@ def _installed(name: str) -> bool:
 def _tpus(chip: Chip, sizes: Sequence[int]) -> list[Any]:
     assert chip.compiler is not None
     if absent := missing(chip):
-        raise ValueError(f"Describing a {chip.full_name} takes its compiler; {absent}")
+        raise Refusal(f"Describing a {chip.full_name} takes its compiler; {absent}")
     for name, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     host = chip.compiler["host"]
@@ -91,24 +92,22 @@ def _tpus(chip: Chip, sizes: Sequence[int]) -> list[Any]:
         f"{'x'.join(map(str, sizes))}."
     )
     if len(sizes) != len(host):
-        raise ValueError(rule)
+        raise Refusal(rule)
     bounds = [*map(min, host, sizes), 1][:3]
     options = {"chip_config_name": chip.compiler["config"]} if "config" in chip.compiler else {}
     try:
         found = topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds, **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"{rule} Its compiler says: {error}") from error
+        raise Refusal(f"{rule} Its compiler says: {error}") from error
     return list(found.devices)
 
 
 def _gpus(chip: Chip, sizes: Sequence[int]) -> list[Any]:
     assert chip.compiler is not None and chip.memory_gb_per_s is not None and chip.memory_gib is not None
     if absent := missing(chip):
-        raise ValueError(f"Describing an {chip.full_name} takes its compiler; {absent}")
+        raise Refusal(f"Describing an {chip.full_name} takes its compiler; {absent}")
     if len(sizes) > 2:
-        raise ValueError(
-            f"GPUs are described as 8 (in one host) or 2x8 (hosts × GPUs); got {'x'.join(map(str, sizes))}."
-        )
+        raise Refusal(f"GPUs are described as 8 (in one host) or 2x8 (hosts × GPUs); got {'x'.join(map(str, sizes))}.")
     # An older ptxas on PATH would refuse what Triton writes.
     found = importlib.util.find_spec("nvidia.cu13")
     assert found is not None and found.submodule_search_locations

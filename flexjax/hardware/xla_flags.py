@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flexjax.hardware import chips
+from flexjax.refusal import Refusal
 
 ROOT = Path(__file__).resolve().parents[2] / "xla_flags"
 
@@ -68,10 +69,10 @@ def available(root: Path = ROOT) -> tuple[str, ...]:
 
 
 def load(name: str, root: Path = ROOT) -> FlagSet:
-    """The set `<chip>/<purpose>`. ValueError names the file and line of what is wrong in it."""
+    """The set `<chip>/<purpose>`. Refusal names the file and line of what is wrong in it."""
     path = root / f"{name}.txt"
     if not path.is_file() or name not in available(root):
-        raise ValueError(f"No XLA flag set is called {name!r} in {root}; there are: {', '.join(available(root))}.")
+        raise Refusal(f"No XLA flag set is called {name!r} in {root}; there are: {', '.join(available(root))}.")
     return FlagSet(name, variable_of(name), parse(path.read_text(), str(path)))
 
 
@@ -95,12 +96,12 @@ def parse(text: str, where: str) -> tuple[Flag, ...]:
             continue
         match = _FLAG.fullmatch(line)
         if not match:
-            raise ValueError(f"{at}: a line is a comment (#) or one flag as --name=value; got {line!r}.")
+            raise Refusal(f"{at}: a line is a comment (#) or one flag as --name=value; got {line!r}.")
         flag = Flag(match["name"], match["value"], " ".join(reason))
         if not flag.reason:
-            raise ValueError(f"{at}: {flag} has no reason. Say in a comment directly above it why it is set.")
+            raise Refusal(f"{at}: {flag} has no reason. Say in a comment directly above it why it is set.")
         if flag.name in flags:
-            raise ValueError(f"{at}: --{flag.name} is already set to {flags[flag.name].value}. Keep one of the two.")
+            raise Refusal(f"{at}: --{flag.name} is already set to {flags[flag.name].value}. Keep one of the two.")
         flags[flag.name] = flag
         reason = []
     return tuple(flags.values())
@@ -109,10 +110,10 @@ def parse(text: str, where: str) -> tuple[Flag, ...]:
 def apply(flag_set: FlagSet) -> None:
     """Puts the set into the environment, before flags that are there already (of two, XLA takes the last).
 
-    Raises ValueError once JAX has started a backend, because the flags would then be ignored.
+    Raises Refusal once JAX has started a backend, because the flags would then be ignored.
     """
     if _jax_started():
-        raise ValueError(
+        raise Refusal(
             f"XLA flags must be set before JAX starts its first backend, and it has started; the set "
             f"{flag_set.name!r} would be ignored. Apply it before the first use of JAX."
         )

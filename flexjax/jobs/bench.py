@@ -38,6 +38,7 @@ from flexjax.bench.validity import limits_met
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.records import append, environment, to_json, write_json
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class SideConfig:
 
     def __post_init__(self):
         if (self.kind == "http") != (self.http is not None):
-            raise ValueError(f"A side needs http.url when its kind is 'http', and only then; got kind={self.kind!r}.")
+            raise Refusal(f"A side needs http.url when its kind is 'http', and only then; got kind={self.kind!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +104,11 @@ class Config:
 
     def __post_init__(self):
         if self.rounds < 1 or not self.scenarios or self.calibration_queries < 1:
-            raise ValueError("A benchmark needs at least one round, one scenario and one calibration query.")
+            raise Refusal("A benchmark needs at least one round, one scenario and one calibration query.")
         if self.sides[0] == self.sides[1]:
-            raise ValueError(f"Both sides are called {self.sides[0]!r}: set a.name or b.name.")
+            raise Refusal(f"Both sides are called {self.sides[0]!r}: set a.name or b.name.")
         if "replay" in self.scenarios and not self.workload.trace:
-            raise ValueError("The scenario 'replay' needs a trace: set workload.trace to a .csv or .jsonl file.")
+            raise Refusal("The scenario 'replay' needs a trace: set workload.trace to a .csv or .jsonl file.")
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -298,9 +299,7 @@ def make_target(config: Config, side: SideConfig) -> Target:
     if side.api_key_variable:
         key = os.environ.get(side.api_key_variable)
         if not key:
-            raise ValueError(
-                f"The environment variable {side.api_key_variable}, which holds the server's key, is unset."
-            )
+            raise Refusal(f"The environment variable {side.api_key_variable}, which holds the server's key, is unset.")
     return HttpTarget(side.http, name, key)
 
 
@@ -318,7 +317,7 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
     directory = Path(config.model)
     file = directory / "tokenizer.json"
     if not file.is_file():
-        raise ValueError(
+        raise Refusal(
             f"The workload is made with the model's tokenizer; {file} does not exist. Set model to a directory in "
             "Hugging Face layout, relative to the current folder or absolute."
         )

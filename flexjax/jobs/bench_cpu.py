@@ -23,6 +23,7 @@ from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.micro import bare_read, peaks
 from flexjax.records import Record, environment, store, to_json
+from flexjax.refusal import Refusal
 
 VERSION = "1"  # Of what the columns mean.
 # Layers, width, heads, kv heads, feed-forward width, vocabulary: Llamas with tied tables and random weights.
@@ -63,9 +64,9 @@ class Config:
             ("precisions", (*self.precisions, *self.batch_precisions), PRECISIONS),
         ):
             if unknown := [one for one in given if one not in known]:
-                raise ValueError(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
+                raise Refusal(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
         if min(self.prompt, self.output - 1, self.rounds, self.decode_steps) < 1:
-            raise ValueError("prompt, rounds and decode_steps are at least 1, and output at least 2.")
+            raise Refusal("prompt, rounds and decode_steps are at least 1, and output at least 2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Result:
 
 def run(config: Config, workdir: Path) -> int:
     if jax.default_backend() != "cpu":
-        raise ValueError(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
+        raise Refusal(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     kernels.forget()
     console = Console()

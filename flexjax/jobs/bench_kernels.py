@@ -19,6 +19,7 @@ from flexjax.hardware import chips
 from flexjax.kernels.case import Case, can_serve
 from flexjax.micro import Limits, Loop, Probe, Reading, limits, measure
 from flexjax.records import Record, environment, store, to_json
+from flexjax.refusal import Refusal
 
 VERSION = "2"  # Of what the columns mean: the limit is the best of XLA's and our own rates.
 HOME = Path(kernels.__file__).parent
@@ -35,9 +36,9 @@ class Config:
     def __post_init__(self):
         unknown = [op for op in self.ops if op not in timed_ops()]
         if unknown:
-            raise ValueError(f"ops can be {', '.join(timed_ops())}; got {', '.join(unknown)}.")
+            raise Refusal(f"ops can be {', '.join(timed_ops())}; got {', '.join(unknown)}.")
         if self.rounds < 1 or min(self.round_s, self.most_s) <= 0:
-            raise ValueError(
+            raise Refusal(
                 f"rounds, round_s and most_s must be positive; got {self.rounds}, {self.round_s} and {self.most_s}."
             )
 
@@ -68,7 +69,7 @@ def run(config: Config, workdir: Path) -> int:
     console = Console()
     cases = [case for op in config.ops or timed_ops() for case in _cases(op) if config.shapes in case.shape]
     if not cases:
-        raise ValueError(f"No shape of {', '.join(config.ops or timed_ops())} has {config.shapes!r} in its name.")
+        raise Refusal(f"No shape of {', '.join(config.ops or timed_ops())} has {config.shapes!r} in its name.")
     dtypes = sorted({case.dtype for case in cases})
     before = limits(dtypes, config.rounds, config.round_s)
     large = {(case.op, case.shape) for case in cases if _least(case, before)[0] > config.most_s}

@@ -15,6 +15,7 @@ from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
 from flexjax.records import Record, environment, store, to_json
+from flexjax.refusal import Refusal
 
 VERSION = "1"  # Of what the columns mean.
 DTYPES = ("float32", "bfloat16", "int8")  # Where the table of chips has no peak to ask for.
@@ -33,9 +34,9 @@ class Config:
     def __post_init__(self):
         for name in ("sizes", "memory_mib", "collectives_kib"):
             if any(size < 1 for size in getattr(self, name)):
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
+                raise Refusal(f"{name} must be positive; got {getattr(self, name)}.")
         if self.rounds < 1 or self.round_s <= 0:
-            raise ValueError(f"rounds and round_s must be positive; got {self.rounds} and {self.round_s}.")
+            raise Refusal(f"rounds and round_s must be positive; got {self.rounds} and {self.round_s}.")
 
 
 def run(config: Config, workdir: Path) -> int:

@@ -14,6 +14,7 @@ from flexjax import check
 from flexjax.check import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
 from flexjax.kernels import registry
 from flexjax.records import environment
+from flexjax.refusal import Refusal
 
 # Of the process that runs the kernels: this one keeps nothing on the GPU, and a new one can begin while the memory of
 # the last one is still given back.
@@ -36,9 +37,9 @@ class Config:
     def __post_init__(self):
         for name, given, known in (("ops", self.ops, check.gpu_ops()), ("parts", self.parts, check.PARTS)):
             if unknown := sorted(set(given) - set(known)):
-                raise ValueError(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
+                raise Refusal(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
         if self.rounds < 1 or min(self.round_s, self.limit_s, self.item_s) <= 0:
-            raise ValueError(
+            raise Refusal(
                 "rounds, round_s, limit_s and item_s must be positive; got "
                 f"{self.rounds}, {self.round_s}, {self.limit_s} and {self.item_s}."
             )

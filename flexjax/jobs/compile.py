@@ -15,6 +15,7 @@ from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import aot, xla_flags
 from flexjax.records import Record, environment, store, to_json
+from flexjax.refusal import Refusal
 from flexjax.virtual import (
     Budget,
     StepReport,
@@ -46,7 +47,7 @@ class Config:
 
     def __post_init__(self):
         if self.steps == "none" and self.train is None:
-            raise ValueError("With steps='none' there is nothing to compile but a train step; give train=….")
+            raise Refusal("With steps='none' there is nothing to compile but a train step; give train=….")
 
 
 def run(config: Config, workdir: Path) -> int:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flexjax import config_file
 from flexjax.records import Record, append, read, to_json, write_json
+from flexjax.refusal import Refusal
 from flexjax.sweep import EXECUTORS, ExecutorConfig, Outcome, Point, Task, grid, resolve
 
 
@@ -62,9 +63,9 @@ def _points(config: Config) -> list[Point]:
     for overrides in grid(config.grid):
         name = overrides.get("job", launcher.get("job"))
         if not isinstance(name, str) or importlib.util.find_spec(f"flexjax.jobs.{name}") is None:
-            raise ValueError(f"The points of a sweep are jobs of flexjax.jobs; {config.base} gives job={name!r}.")
+            raise Refusal(f"The points of a sweep are jobs of flexjax.jobs; {config.base} gives job={name!r}.")
         if name == "sweep":
-            raise ValueError(f"A sweep of sweeps is one grid with more axes; {config.base} is itself a sweep.")
+            raise Refusal(f"A sweep of sweeps is one grid with more axes; {config.base} is itself a sweep.")
         point = resolve(importlib.import_module(f"flexjax.jobs.{name}").Config, launcher, job, overrides)
         found.setdefault(point.key, point)
     return list(found.values())

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from flexjax.causal_lm import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
+from flexjax.refusal import Refusal
 from flexjax.train import corpus
 from flexjax.train.data import DataConfig, PackedBatches, tokenize
 from flexjax.train.loop import Trainer, is_first
@@ -66,7 +67,7 @@ def run(config: Config, workdir: Path) -> int:
     multihost_utils.sync_global_devices("tokenizer")
     tokenizer = load_tokenizer(tokenizer_home)
     if tokenizer.get_vocab_size() != config.vocab_size:
-        raise ValueError(
+        raise Refusal(
             f"vocab_size must be the tokenizer's; {tokenizer_home} has {tokenizer.get_vocab_size()} tokens and "
             f"config.vocab_size is {config.vocab_size}."
         )
@@ -109,5 +110,5 @@ def mesh_of(config: MeshConfig) -> Mesh:
 def _family(config: Config) -> Family:
     names = config.model.get("architectures") or []
     if len(names) != 1:
-        raise ValueError(f"config.model.architectures must name exactly one architecture; got {list(names)!r}.")
+        raise Refusal(f"config.model.architectures must name exactly one architecture; got {list(names)!r}.")
     return find_family(names[0])

@@ -16,6 +16,7 @@ from flexjax import causal_lm
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
+from flexjax.refusal import Refusal
 from flexjax.tune import (
     CompiledKernel,
     CompiledStep,
@@ -58,21 +59,21 @@ class Config:
     def __post_init__(self):
         of_kernel, compiled = self.evaluate == "kernel", self.evaluate == "compiled"
         if bool(self.topology) != compiled or (bool(self.chip) != compiled and not of_kernel):
-            raise ValueError(
+            raise Refusal(
                 "A compiled search names chip and topology, a measured one neither, and one of a kernel at most the "
                 f"chip; got {self.chip!r} and {self.topology!r}."
             )
         if of_kernel != bool(self.kernel) or of_kernel == bool(self.model) or of_kernel == bool(self.factors):
-            raise ValueError(
+            raise Refusal(
                 "A search for a step names model and factors, one for a kernel the kernel alone; got model="
                 f"{self.model!r}, {len(self.factors)} factors and kernel={self.kernel!r}."
             )
         if of_kernel:
             op, _, shape = self.kernel.partition("/")
             if shape not in (shapes := tuning_of(op).SHAPES):
-                raise ValueError(f"{op} is tuned on the shapes {', '.join(shapes)}; got {shape!r}.")
+                raise Refusal(f"{op} is tuned on the shapes {', '.join(shapes)}; got {shape!r}.")
         if self.context < 1 or self.rounds < 1 or self.dispatches < 1:
-            raise ValueError("context, rounds and dispatches must be at least 1.")
+            raise Refusal("context, rounds and dispatches must be at least 1.")
         xla_flags.variable_of(self.set_name)  # Its chip is known.
 
 
@@ -148,7 +149,7 @@ def _kernel(config: Config) -> tuple[Evaluator, str]:
     chip = chips.find(config.chip) if config.chip else None
     platform = chip.platform if chip else jax.default_backend()
     if platform != "tpu":
-        raise ValueError(
+        raise Refusal(
             f"The block sizes are those of TPU kernels; {chip.full_name if chip else 'what JAX runs on'} is "
             f"{platform}. Name a TPU (chip=) to search by its compiler, or run on one."
         )

@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from flexjax.refusal import Refusal, Unsupported
+
 ENVIRONMENT = "FLEXJAX_KERNEL_BODIES"  # For example "ragged_paged_attention=xla".
 
 
@@ -105,11 +107,11 @@ def serve(
 ) -> Any:
     """What the first body of `order` that can serve returns; `body`, or else `asked_for`, names the only one to try.
 
-    ValueError for a body that the op does not have, NotImplementedError with every reason when none serves.
+    Refusal for a body that the op does not have, Unsupported with every reason when none serves.
     """
     body = body or asked_for(op)
     if body is not None and body not in bodies:
-        raise ValueError(f"{op} has the bodies {', '.join(bodies)}; {body!r} was asked for.")
+        raise Refusal(f"{op} has the bodies {', '.join(bodies)}; {body!r} was asked for.")
     passed_over: list[tuple[str, str]] = []
     for name in (body,) if body else order:
         try:
@@ -123,4 +125,4 @@ def serve(
             _used[op].append(choice)
         return result
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
-    raise NotImplementedError(f"No body of {op} serves this call. {reasons}.")
+    raise Unsupported(f"No body of {op} serves this call. {reasons}.")

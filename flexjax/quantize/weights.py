@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.causal_lm import set_parameter
 from flexjax.kernels.quantized_matmul import quantized_matmul
 from flexjax.quantize.table import QuantizedTable
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class QuantizedWeight(nnx.Module):
         inputs, outputs = math.prod(weight.shape[:summed]), weight.shape[summed:]
         group = inputs if form.group is None else form.group
         if inputs % group:
-            raise ValueError(
+            raise Refusal(
                 f"{name} weights share a scale in groups of {group}; the {inputs} summed elements of a weight "
                 f"{list(weight.shape)} {axes} do not divide. Choose int8, which has one scale a channel."
             )
@@ -74,7 +75,7 @@ def rounded(parameter: nnx.Param, name: str) -> "nnx.Param | QuantizedWeight | Q
     """What stands for the parameter in a model whose weights are in the format of that name: a projection in it, a
     table that the logits are made with too (`tied` in its metadata) in int8 in every format, anything else itself."""
     if name not in FORMATS:
-        raise ValueError(f"Weights can be rounded to {' or '.join(FORMATS)}; got {name!r}.")
+        raise Refusal(f"Weights can be rounded to {' or '.join(FORMATS)}; got {name!r}.")
     metadata = parameter.get_metadata()
     if "summed" in metadata:
         return QuantizedWeight(parameter, name)

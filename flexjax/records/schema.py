@@ -24,6 +24,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from flexjax.refusal import Refusal
+
 GROUPS = (
     "benchmark",
     "metrics",
@@ -75,14 +77,14 @@ class Record:
     def of(cls, columns: Mapping[str, Any]) -> "Record":
         """The row of these columns, after the checks. NaN, a figure never observed, becomes None.
 
-        Raises ValueError that names every column at fault.
+        Raises Refusal that names every column at fault.
         """
         row = {name: _plain(value) for name, value in columns.items()}
         faults = [fault for name, value in row.items() if (fault := _fault(name, value))]
         faults += [f"{name} is missing" for name in REQUIRED if name not in row]
         faults += _kind_faults(row)
         if faults:
-            raise ValueError(f"A record cannot hold these columns: {'; '.join(faults)}. Groups: {', '.join(GROUPS)}.")
+            raise Refusal(f"A record cannot hold these columns: {'; '.join(faults)}. Groups: {', '.join(GROUPS)}.")
         return cls(row)
 
 

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexjax.records.schema import Record, Value
+from flexjax.refusal import Refusal
 
 
 def append(path: Path, records: Sequence[Record]) -> Path | None:
     """Adds the rows to the store `path` (made if need be); returns the new part, None for no rows.
 
-    Raises ValueError where a column holds another type of value than it does in the store.
+    Raises Refusal where a column holds another type of value than it does in the store.
     """
     if not records:
         return None
@@ -66,7 +67,7 @@ def write_json(path: Path, records: Sequence[Record]) -> None:
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     if not any(path.glob("*.parquet")):
-        raise ValueError(f"There are no records in {path}: it is no folder of Parquet parts, or an empty one.")
+        raise Refusal(f"There are no records in {path}: it is no folder of Parquet parts, or an empty one.")
     connection = duckdb.connect()
     source = str(path / "*.parquet").replace("'", "''")
     connection.execute(f"CREATE VIEW results AS SELECT * FROM read_parquet('{source}', union_by_name = true)")
@@ -81,9 +82,7 @@ def _table(rows: Sequence[Mapping[str, Value]]) -> pa.Table:
         values = [row.get(name) for row in rows]
         kinds = {_family(pa.array([value]).type) for value in values if value is not None}
         if len(kinds) > 1:
-            raise ValueError(
-                f"The column {name} must hold one type of value; its rows hold {', '.join(sorted(kinds))}."
-            )
+            raise Refusal(f"The column {name} must hold one type of value; its rows hold {', '.join(sorted(kinds))}.")
         if any(isinstance(value, float) for value in values):
             values = [None if value is None else float(value) for value in values]
         columns[name] = pa.array(values)
@@ -99,7 +98,7 @@ def _check_types(path: Path, table: pa.Table) -> None:
         if field.name in stored.names:
             new, old = _family(field.type), _family(stored.field(field.name).type)
             if new != old:
-                raise ValueError(
+                raise Refusal(
                     f"The column {field.name} holds {old} values in {path} and cannot take a {new}. Give the new "
                     "figure a name of its own, or append to another store."
                 )

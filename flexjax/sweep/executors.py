@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flexjax.config_file import home
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ExecutorConfig:
 
     def __post_init__(self):
         if self.parallel < 1 or self.cpus_per_point < 1 or self.gpus_per_point < 0:
-            raise ValueError(
+            raise Refusal(
                 "parallel and cpus_per_point must be at least 1 and gpus_per_point at least 0; got "
                 f"{self.parallel}, {self.cpus_per_point} and {self.gpus_per_point}."
             )
@@ -154,13 +155,13 @@ def _import_ray() -> Any:
     try:
         import ray  # pyright: ignore[reportMissingImports] (an extra)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise Refusal(
             "executor.kind='ray' needs the package ray, which is not installed. Install the extra 'search' "
             "(pip install 'flexjax[search]'), or set executor.kind='processes'."
         ) from error
     except KeyError as error:
         # Ray asks amdsmi, which zeus brings, for AMD GPUs; without AMD's library that fails so.
-        raise ValueError(
+        raise Refusal(
             f"ray cannot be imported beside the package amdsmi on a machine without AMD's library ({error} is "
             "missing). pip uninstall amdsmi, or set executor.kind='processes'."
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from flexjax import config as config_lib
 from flexjax.config_file import Launch
+from flexjax.refusal import Refusal
 
 Axes = Sequence[tuple[str, Sequence[Any]]]
 
@@ -42,13 +43,13 @@ class Point:
 
 
 def grid(axes: Axes) -> list[dict[str, Any]]:
-    """Every combination of the axes' values, the last axis fastest. ValueError for an axis named twice or empty."""
+    """Every combination of the axes' values, the last axis fastest. Refusal for an axis named twice or empty."""
     names = [name for name, _ in axes]
     for name, values in axes:
         if names.count(name) > 1:
-            raise ValueError(f"Each axis of a grid stands once; {name!r} stands {names.count(name)} times.")
+            raise Refusal(f"Each axis of a grid stands once; {name!r} stands {names.count(name)} times.")
         if not values:
-            raise ValueError(f"An axis of a grid needs at least one value; {name!r} has none.")
+            raise Refusal(f"An axis of a grid needs at least one value; {name!r} has none.")
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(values for _, values in axes))]
 
 
@@ -57,7 +58,7 @@ def resolve(
 ) -> Point:
     """The point that `overrides` make of a config file's launcher and job fields (`config_file.split`).
 
-    ValueError, before anything runs, for a field that is not there or a value that it does not take.
+    Refusal, before anything runs, for a field that is not there or a value that it does not take.
     """
     mine = {f.name for f in dataclasses.fields(Launch)}
     of_launcher = {n: v for n, v in overrides.items() if n.split(".")[0] in mine}

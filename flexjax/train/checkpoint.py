@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from flexjax.refusal import Refusal
+
 
 class Checkpoints:
     """The latest states of a run in `directory`, by step.
@@ -30,16 +32,16 @@ class Checkpoints:
     def restore(self, like: Any) -> Any:
         """The latest state, with the structure, shapes and dtypes of `like`.
 
-        ValueError where there is none, or where it belongs to another model or optimiser.
+        Refusal where there is none, or where it belongs to another model or optimiser.
         """
         step = self.latest_step
         if step is None:
-            raise ValueError(f"{self._manager.directory} holds no checkpoint.")
+            raise Refusal(f"{self._manager.directory} holds no checkpoint.")
         found, wanted = _shapes(self._manager.item_metadata(step)), _shapes(like)
         if found != wanted:
             differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
             first = differing[0]
-            raise ValueError(
+            raise Refusal(
                 f"The state in {self._manager.directory} is of another model or optimiser: {len(differing)} arrays "
                 f"differ, first {first}: {found.get(first, 'absent')} there, {wanted.get(first, 'absent')} here. "
                 "Give the config that it was trained with, or another workdir."

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from flexjax.refusal import Refusal
 from flexjax.train.corpus import Document
 from flexjax.train.tokenizer import END_OF_TEXT
 
@@ -27,13 +28,13 @@ class DataConfig:
 
     def __post_init__(self):
         if self.batch_size < 1 or self.sequence_length < 1:
-            raise ValueError(
+            raise Refusal(
                 f"batch_size and sequence_length must be at least 1; got {self.batch_size} and {self.sequence_length}."
             )
         if any(a >= b for a, b in itertools.pairwise((0, *self.lengthen_at))):
-            raise ValueError(f"lengthen_at must rise from at least 1; got {self.lengthen_at}.")
+            raise Refusal(f"lengthen_at must rise from at least 1; got {self.lengthen_at}.")
         if self.batch_size % 2 ** len(self.lengthen_at):
-            raise ValueError(
+            raise Refusal(
                 f"batch_size must be divisible by {2 ** len(self.lengthen_at)} to be halved {len(self.lengthen_at)} "
                 f"times; got {self.batch_size}."
             )
@@ -69,7 +70,7 @@ class PackedBatches:
         for step in (0, *config.lengthen_at):
             size, length = config.shape(step)
             if self._windows(length) < size:
-                raise ValueError(
+                raise Refusal(
                     f"One batch needs {size + 1} windows of {length} tokens and one more token; the corpus has "
                     f"{self.tokens} tokens. Use a smaller batch_size or sequence_length."
                 )

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flexjax.causal_lm import CausalLM
+from flexjax.refusal import Refusal
 from flexjax.train.checkpoint import Checkpoints
 from flexjax.train.data import PackedBatches
 from flexjax.train.step import TrainProgram
@@ -77,7 +78,7 @@ class Trainer:
     def run(self, on_checkpoint: Callable[["Trainer"], None]) -> None:
         """Trains to `loop.steps`; `on_checkpoint` is called after each state that is kept.
 
-        Raises ValueError when the loss is no longer finite; such a state is never kept.
+        Raises Refusal when the loss is no longer finite; such a state is never kept.
         """
         config, first = self.loop, self.state.step
         log = LossLog(self.workdir / "loss.csv", first, self.batches.config.tokens_per_step, self.program.learning_rate)
@@ -94,7 +95,7 @@ class Trainer:
                     speed = f"{row['tokens_per_s']:,.0f} tokens/s"
                     progress.update(bar, completed=step, loss=f"loss {row['loss']:.3f}", speed=speed)
                     if not math.isfinite(row["loss"]):
-                        raise ValueError(
+                        raise Refusal(
                             f"The loss up to step {step} is {row['loss']}: training diverged. Lower "
                             f"optimizer.learning_rate; the last state kept is of step {self.checkpoints.latest_step}."
                         )
@@ -116,7 +117,7 @@ class Trainer:
         if step is None:
             return None
         if step > self.loop.steps:
-            raise ValueError(
+            raise Refusal(
                 f"{self.workdir} has trained {step} steps and loop.steps is {self.loop.steps}: give more steps or "
                 "another workdir."
             )

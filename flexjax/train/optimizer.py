@@ -7,6 +7,8 @@ import jax
 import optax
 from flax import nnx
 
+from flexjax.refusal import Refusal
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -34,7 +36,7 @@ class OptimizerConfig:
         ]
         for name, holds, rule in rules:
             if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)!r}.")
+                raise Refusal(f"{name} must be {rule}; got {getattr(self, name)!r}.")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -42,7 +44,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     decay_steps = round(steps * config.decay_fraction)
     plateau_end = steps - decay_steps
     if config.warmup_steps > plateau_end:
-        raise ValueError(
+        raise Refusal(
             f"The warm-up must end before the decay begins: {config.warmup_steps} warm-up steps do not fit before "
             f"step {plateau_end}. Use fewer warmup_steps, a smaller decay_fraction or more steps than {steps}."
         )

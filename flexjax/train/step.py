@@ -16,6 +16,7 @@ from flexjax.causal_lm import CausalLM, Recomputing, Stackable, parameters
 from flexjax.engine.step import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
+from flexjax.refusal import Refusal
 from flexjax.train.bfloat16_projections import with_bfloat16_projections
 from flexjax.train.form import reformed
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -35,7 +36,7 @@ class LoopConfig:
     def __post_init__(self):
         for name in ("steps", "microbatches", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+                raise Refusal(f"{name} must be at least 1; got {getattr(self, name)}.")
 
 
 def cross_entropy(model: CausalLM, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]) -> Float[Array, ""]:
@@ -64,7 +65,7 @@ class TrainProgram:
         loop: LoopConfig,
         mesh: Mesh | None = None,
     ):
-        """`mesh` None is one device. ValueError where a size of the model does not divide by it."""
+        """`mesh` None is one device. Refusal where a size of the model does not divide by it."""
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         self.loop = loop
         self.learning_rate = schedule(optimizer, loop.steps)
@@ -98,7 +99,7 @@ class TrainProgram:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def tokens(self, batch_size: int, length: int) -> jax.ShapeDtypeStruct:
-        """The inputs of a step, and its targets. ValueError where they cannot be shared out evenly."""
+        """The inputs of a step, and its targets. Refusal where they cannot be shared out evenly."""
         self._check_shares(batch_size, length)
         where = sharding(("batch", "length"), (batch_size, length), self.mesh, TRAINING)
         return jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=where)
@@ -140,7 +141,7 @@ class TrainProgram:
         return self._made(stack, (self.params, self.optimizer))(kept)
 
     def inspect(self, batch_size: int, length: int) -> list[Finding]:
-        """The arrays that take more memory than their rules intend; ValueError for a mesh axis that splits nothing."""
+        """The arrays that take more memory than their rules intend; Refusal for a mesh axis that splits nothing."""
         tokens = ("tokens", ("batch", "length"), self.tokens(batch_size, length))
         refuse_idle_axes([*self.arrays, tokens], self.mesh, TRAINING)
         return check(self.arrays, self.mesh, TRAINING)
@@ -173,7 +174,7 @@ class TrainProgram:
             ways = math.prod(split.values())
             if size % ways:
                 by = " × ".join(f"{axis}={n}" for axis, n in split.items() if n > 1)
-                raise ValueError(
+                raise Refusal(
                     f"Every device has an equal share of a step: its {name} must divide by {by}; got {size}. Take "
                     f"{-(-size // ways) * ways}, or give devices to other axes of the mesh."
                 )
@@ -213,17 +214,17 @@ def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
     """The model in the form in which that mesh trains it."""
     if in_loops(model, mesh):
         if not isinstance(model, Stackable):
-            raise ValueError(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
+            raise Refusal(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
         stages = mesh.shape["stage"]
         if loop.microbatches % stages:
-            raise ValueError(
+            raise Refusal(
                 f"loop.microbatches must be a multiple of mesh.stage={stages}; got {loop.microbatches}. Take "
                 f"{4 * stages}, with which a device idles for {(stages - 1) / (5 * stages - 1):.0%} of a step, or more."
             )
         model = model.stacked(stages=stages, microbatches=loop.microbatches)
     if loop.recompute_layers:
         if not isinstance(model, Recomputing):
-            raise ValueError(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))
+            raise Refusal(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))
         model = model.recomputing()
     return model
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from flexjax.refusal import Refusal
+
 END_OF_TEXT = "<|endoftext|>"  # Separates documents: begins and ends each one. Always token 0.
 
 # Words, single digits, runs of punctuation, and line ends with the next line's indentation: code is mostly spaces.
@@ -19,7 +21,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + 1:
-        raise ValueError(
+        raise Refusal(
             f"A byte-level vocabulary needs {len(alphabet)} bytes and {END_OF_TEXT}: vocab_size must be at least "
             f"{len(alphabet) + 1}; got {vocab_size}."
         )
@@ -60,7 +62,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, max_position: in
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"A model directory holds tokenizer.json; {path} does not exist.")
+        raise Refusal(f"A model directory holds tokenizer.json; {path} does not exist.")
     return Tokenizer.from_file(str(path))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from flexjax.kernels.tuning import ByChip
+from flexjax.refusal import Refusal
 from flexjax.tune.evaluate import Candidate
 
 
@@ -24,13 +25,13 @@ def is_block_size(name: str) -> bool:
 def block_sizes(candidate: Candidate) -> Iterator[None]:
     """Within it, the kernels have the candidate's block sizes; its flags are passed over. Not for several threads.
 
-    ValueError for a kernel or constant that is not there, or a value that is not a positive whole number.
+    Refusal for a kernel or constant that is not there, or a value that is not a positive whole number.
     """
     wanted = {name: value for name, value in candidate.items() if is_block_size(name)}
     found = {name: find(name) for name in wanted}
     for name, value in wanted.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"A block size is a positive whole number; {name} is given {value!r}.")
+            raise Refusal(f"A block size is a positive whole number; {name} is given {value!r}.")
     before = {name: getattr(module, constant) for name, (module, constant) in found.items()}
     try:
         for name, (module, constant) in found.items():
@@ -42,7 +43,7 @@ def block_sizes(candidate: Candidate) -> Iterator[None]:
 
 
 def find(name: str) -> tuple[ModuleType, str]:
-    """The module and constant that `<op>.<module>.<CONSTANT>` names; ValueError tells the near ones."""
+    """The module and constant that `<op>.<module>.<CONSTANT>` names; Refusal tells the near ones."""
     path, _, constant = name.rpartition(".")
     full = f"flexjax.kernels.{path}"
     try:
@@ -50,12 +51,12 @@ def find(name: str) -> tuple[ModuleType, str]:
     except ModuleNotFoundError:
         known = False
     if not known:
-        raise ValueError(f"A block size is named <op>.<module>.<CONSTANT>; there is no kernel {path!r} ({full}).")
+        raise Refusal(f"A block size is named <op>.<module>.<CONSTANT>; there is no kernel {path!r} ({full}).")
     module = importlib.import_module(full)
     sizes = [
         n for n, v in vars(module).items() if n.isupper() and isinstance(v, int | ByChip) and not isinstance(v, bool)
     ]
     if constant not in sizes:
         near = difflib.get_close_matches(constant, sizes, n=3) or sizes
-        raise ValueError(f"{full} has no block size {constant!r}; it has {', '.join(near) or 'none'}.")
+        raise Refusal(f"{full} has no block size {constant!r}; it has {', '.join(near) or 'none'}.")
     return module, constant

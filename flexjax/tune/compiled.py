@@ -4,6 +4,7 @@ from typing import Literal
 
 from flexjax.engine.step import StepProgram
 from flexjax.hardware import aot, roofline
+from flexjax.refusal import Refusal
 from flexjax.tune import step
 from flexjax.tune.evaluate import Candidate, Cost, Refused
 
@@ -37,6 +38,6 @@ class CompiledStep:
         if isinstance(made, aot.TooLarge):
             missing = f"{made.missing_bytes / 2**30:.2f} GiB more than a device has"
             if not candidate:
-                raise ValueError(f"The step needs {missing}: choose more devices, a smaller batch or context.")
+                raise Refusal(f"The step needs {missing}: choose more devices, a smaller batch or context.")
             raise Refused(f"needs {missing}")
         return 1e3 * roofline.static_seconds(made.program, self._limits)

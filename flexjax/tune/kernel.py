@@ -27,6 +27,7 @@ from flexjax.hardware import chips, topology
 from flexjax.hardware.roofline import Limits
 from flexjax.kernels.case import can_serve
 from flexjax.kernels.tuning import Kernel
+from flexjax.refusal import Refusal, Unsupported
 from flexjax.tune.blocks import block_sizes
 from flexjax.tune.evaluate import Candidate, Cost, Refused
 from flexjax.tune.listing import Bundles, cycles, read
@@ -37,10 +38,10 @@ CALLS = 100  # Enqueued at once: one alone would take less time than its dispatc
 
 
 def tuning_of(op: str) -> ModuleType:
-    """The op's `tuning.py`, as `flexjax.kernels.tuning` describes it; ValueError for an op without one."""
+    """The op's `tuning.py`, as `flexjax.kernels.tuning` describes it; Refusal for an op without one."""
     name = f"flexjax.kernels.{op}.tuning"
     if not (Path(importlib.import_module("flexjax.kernels").__path__[0]) / op / "tuning.py").is_file():
-        raise ValueError(f"There is no {name}: the op {op!r} does not exist, or has no block sizes to tune.")
+        raise Refusal(f"There is no {name}: the op {op!r} does not exist, or has no block sizes to tune.")
     return importlib.import_module(name)
 
 
@@ -89,7 +90,7 @@ class CompiledKernel:
             if counted is None:
                 reason = f"its loops are {listed[kernel.name]}, not those that are known: {kernel.loops}"
                 if not candidate:
-                    raise NotImplementedError(
+                    raise Unsupported(
                         f"The cycles of a kernel are those of loops whose turns are known; of {kernel.name} {reason}. "
                         "Search the whole step instead (evaluate='compiled'), or on a chip (measured)."
                     )
@@ -150,7 +151,7 @@ def _listed(op: str, shape: str, chip: str, candidate: Candidate, names: Sequenc
 
 def compile_apart(op: str, shapes: Sequence[str], chip: str, candidate: Candidate, flags: str = "") -> None:
     """Compiles the op on these shapes in another process, whose libtpu has the flags. Refused where that fails, be it
-    by a crash; ValueError where it fails with the op's own block sizes."""
+    by a crash; Refusal where it fails with the op's own block sizes."""
     request = dict(op=op, shapes=shapes, chip=chip, candidate=dict(candidate))
     with tempfile.TemporaryDirectory() as folder:  # Where a crash leaves its core.
         done = subprocess.run(
@@ -170,7 +171,7 @@ def compile_apart(op: str, shapes: Sequence[str], chip: str, candidate: Candidat
     else:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
     if not candidate:
-        raise ValueError(f"The kernel does not compile for {chip}, {shape}: {reason}")
+        raise Refusal(f"The kernel does not compile for {chip}, {shape}: {reason}")
     raise Refused(f"{shape}: {reason}")
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from flexjax.refusal import Refusal
 from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
 
 Phase = Literal["alone", "together", "again"]
@@ -26,7 +27,7 @@ class Factor:
 
     def __post_init__(self):
         if not self.values or not self.note:
-            raise ValueError(f"A factor needs a value to try and a note of what it does; {self.name!r} lacks one.")
+            raise Refusal(f"A factor needs a value to try and a note of what it does; {self.name!r} lacks one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchConfig:
 
     def __post_init__(self):
         if not 0 <= self.least_gain < 1 or self.trials < 1 or self.confirm_effort < 1:
-            raise ValueError(f"least_gain lies in [0, 1), trials and confirm_effort are at least 1; got {self}.")
+            raise Refusal(f"least_gain lies in [0, 1), trials and confirm_effort are at least 1; got {self}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def search(evaluate: Evaluator, factors: Sequence[Factor], config: SearchConfig,
     """The best candidate made of the factors' values; each trial is told to `report` as it ends."""
     names = [factor.name for factor in factors]
     if len(set(names)) < len(names):
-        raise ValueError(f"Each factor stands once, with all its values; got {', '.join(names)}.")
+        raise Refusal(f"Each factor stands once, with all its values; got {', '.join(names)}.")
     made = _Trials(evaluate, config, report)
     for factor in factors:
         for value in factor.values:
@@ -157,7 +158,7 @@ def _import_optuna() -> Any:
     try:
         import optuna  # pyright: ignore[reportMissingImports] (an extra)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise Refusal(
             "Searching so many combinations takes the package optuna, which is not installed. Install the extra "
             "'search': pip install 'flexjax[search]'."
         ) from error

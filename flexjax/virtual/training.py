@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flexjax.causal_lm import Family
 from flexjax.hardware import aot, roofline
 from flexjax.hardware.mesh import MeshConfig
+from flexjax.refusal import Refusal
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.step import LoopConfig, TrainProgram
 from flexjax.virtual.target import Target
@@ -75,7 +76,7 @@ class TrainReport:
 
 def compile_training(family: Family, hf: Mapping[str, Any], config: Training, target: Target) -> TrainReport:
     """The report of one step on the target's mesh; without a compile where weights, gradients and optimiser alone do
-    not fit. ValueError where batch or length cannot be shared out evenly."""
+    not fit. Refusal where batch or length cannot be shared out evenly."""
     program = train_program(family, hf, config, target)
     lowered = program.lower(config.batch_size, config.length)
     weights, optimizer = aot.device_bytes(program.params), aot.device_bytes(program.optimizer)
@@ -123,7 +124,7 @@ def _more_chips(family: Family, hf: Mapping[str, Any], report: TrainReport) -> s
         try:
             larger = Target.for_training(report.target.chip.name, topology, target.mesh)
             program = train_program(family, hf, target, larger)
-        except ValueError:  # There is no such grid, or the model's sizes do not divide by it.
+        except Refusal:  # There is no such grid, or the model's sizes do not divide by it.
             continue
         needed = 2 * aot.device_bytes(program.params) + aot.device_bytes(program.optimizer)
         if needed <= 0.75 * larger.limits.hbm_bytes:

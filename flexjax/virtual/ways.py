@@ -3,6 +3,7 @@
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware.mesh import MeshConfig
+from flexjax.refusal import Refusal
 from flexjax.virtual.budget import Budget
 from flexjax.virtual.target import MOST_DEVICES, Target
 
@@ -27,7 +28,7 @@ def _more_chips(model: CausalLM, engine: EngineConfig, target: Target, batch: in
         try:
             larger = Target.of(target.chip.name, topology, MeshConfig(tensor=num_devices), engine.dtype)
             budget = Budget.of(model, engine, larger)
-        except ValueError:  # The model's dimensions do not divide by so many, or there is no such grid.
+        except Refusal:  # The model's dimensions do not divide by so many, or there is no such grid.
             continue
         if budget.missing(batch, context) <= 0:
             return (

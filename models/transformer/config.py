@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from flexjax.refusal import Refusal
 from models.transformer.rope import Rope
 
 
@@ -19,7 +20,7 @@ class TransformerConfig:
     """A decoder-only transformer.
 
     Invariants: there is a layer; `num_heads` is a multiple of `num_kv_heads`; windows are positive;
-    `head_dim` is even where a layer has a rope. ValueError otherwise.
+    `head_dim` is even where a layer has a rope. Refusal otherwise.
     """
 
     architecture: str  # Published class name, e.g. "LlamaForCausalLM".
@@ -54,16 +55,16 @@ class TransformerConfig:
 
     def __post_init__(self):
         if not self.layers:
-            raise ValueError("A transformer has at least one layer; got layers = ().")
+            raise Refusal("A transformer has at least one layer; got layers = ().")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise Refusal(
                 f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."
             )
         for index, layer in enumerate(self.layers):
             if layer.window is not None and layer.window < 1:
-                raise ValueError(f"An attention window is at least 1 token or None; layer {index} has {layer.window}.")
+                raise Refusal(f"An attention window is at least 1 token or None; layer {index} has {layer.window}.")
             if layer.rope is not None and self.head_dim % 2:
-                raise ValueError(f"A rotary embedding needs an even head_dim; got {self.head_dim}.")
+                raise Refusal(f"A rotary embedding needs an even head_dim; got {self.head_dim}.")
 
     @property
     def num_layers(self) -> int:

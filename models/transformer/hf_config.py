@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flexjax.refusal import Refusal
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.hf_rope import rope_from_hf, scaling_to_hf
 from models.transformer.rope import Rope
@@ -61,12 +62,12 @@ class Fields:
         return self.published.names.get(name, name)
 
     def get(self, name: str) -> Any:
-        """The value, or the architecture's default when it is left out; ValueError where it has none."""
+        """The value, or the architecture's default when it is left out; Refusal where it has none."""
         key = self.file_name(name)
         self.taken.add(key)
         value = self.hf.get(key, self.published.defaults.get(name))
         if value is None and name not in self.published.defaults:
-            raise ValueError(f"config.json of a {self.published.model_type} model must have the field {key!r}.")
+            raise Refusal(f"config.json of a {self.published.model_type} model must have the field {key!r}.")
         return value
 
     def optional(self, name: str) -> Any:
@@ -80,7 +81,7 @@ class Fields:
             if value is None or (key in ONLY and value == ONLY[key]):
                 continue
             way_out = f"only {ONLY[key]!r} is served" if key in ONLY else "it is not understood"
-            raise ValueError(
+            raise Refusal(
                 f"The field {key!r} = {value!r} in config.json of a {self.published.model_type} model could change "
                 f"the result and {way_out}. If it does not matter, remove it from config.json."
             )
@@ -217,11 +218,11 @@ REQUIRED = (
 def config_from_hf(hf: Mapping[str, Any]) -> TransformerConfig:
     """The config of a parsed config.json.
 
-    Raises ValueError for a missing field, and for one that is not understood and could change the result.
+    Raises Refusal for a missing field, and for one that is not understood and could change the result.
     """
     names = hf.get("architectures") or []
     if len(names) != 1 or names[0] not in PUBLISHED:
-        raise ValueError(f"'architectures' in config.json must be one of {', '.join(PUBLISHED)}; got {names!r}.")
+        raise Refusal(f"'architectures' in config.json must be one of {', '.join(PUBLISHED)}; got {names!r}.")
     published = PUBLISHED[names[0]]
     fields = Fields(hf, published)
     d_model, num_heads = fields.get("hidden_size"), fields.get("num_attention_heads")
@@ -257,7 +258,7 @@ def _activation(fields: Fields) -> Any:
     name = fields.get("hidden_act")
     if name not in ACTIVATIONS:
         key = fields.file_name("hidden_act")
-        raise ValueError(f"{key!r} in config.json must be one of {', '.join(ACTIVATIONS)}; got {name!r}.")
+        raise Refusal(f"{key!r} in config.json must be one of {', '.join(ACTIVATIONS)}; got {name!r}.")
     return ACTIVATIONS[name]
 
 
@@ -268,14 +269,14 @@ def _layers(fields: Fields, max_position: int) -> tuple[Layer, ...]:
     if kinds is not None:
         unknown = set(kinds) - {"full_attention", "sliding_attention"}
         if len(kinds) != num_layers or unknown:
-            raise ValueError(
+            raise Refusal(
                 f"'layer_types' in config.json must name full_attention or sliding_attention for each of the "
                 f"{num_layers} layers; it has {len(kinds)} entries, among them {sorted(set(kinds))}."
             )
         slides = [kind == "sliding_attention" for kind in kinds]
     window = fields.optional("sliding_window")
     if any(slides) and (window is None or fields.optional("use_sliding_window") is False):
-        raise ValueError(
+        raise Refusal(
             f"'layer_types' in config.json names sliding layers, so 'sliding_window' must be a number and "
             f"'use_sliding_window', where there is one, true; got sliding_window = {window!r}."
         )
@@ -290,7 +291,7 @@ def _ropes(fields: Fields, max_position: int) -> tuple[Rope | None, Rope | None]
     theta, local_theta = fields.get("rope_theta"), fields.optional("rope_local_base_freq")
     older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
     if older and newer and older != newer:
-        raise ValueError(
+        raise Refusal(
             f"config.json has both 'rope_scaling' = {older!r} and 'rope_parameters' = {newer!r}. Remove the wrong one."
         )
     by_kind = newer if newer and "full_attention" in newer else {"full_attention": newer or older}
@@ -301,9 +302,9 @@ def _ropes(fields: Fields, max_position: int) -> tuple[Rope | None, Rope | None]
 
 
 def config_to_hf(config: TransformerConfig, dtype: Any) -> dict[str, Any]:
-    """config.json for a config, read back as the same one; ValueError where the architecture cannot say it."""
+    """config.json for a config, read back as the same one; Refusal where the architecture cannot say it."""
     if config.architecture not in PUBLISHED:
-        raise ValueError(f"The architecture must be one of {', '.join(PUBLISHED)}; got {config.architecture!r}.")
+        raise Refusal(f"The architecture must be one of {', '.join(PUBLISHED)}; got {config.architecture!r}.")
     published = PUBLISHED[config.architecture]
     slides = [layer.window is not None for layer in config.layers]
     full = next((layer for layer in config.layers if layer.window is None), config.layers[0])
@@ -351,4 +352,4 @@ def _check_same(config: TransformerConfig, read: TransformerConfig) -> None:
     lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(read, f.name)]
     if lost:
         pairs = ", ".join(f"{name} = {getattr(config, name)!r} (reads as {getattr(read, name)!r})" for name in lost)
-        raise ValueError(f"config.json of {config.architecture} cannot say {pairs}. Choose an architecture that can.")
+        raise Refusal(f"config.json of {config.architecture} cannot say {pairs}. Choose an architecture that can.")

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from flexjax.refusal import Refusal
 from models.transformer.rope import Rope
 
 # config.json name → Rope field, for each value of `rope_type`; all of them change the result.
@@ -32,18 +33,18 @@ def rope_from_hf(parameters: dict[str, Any] | None, theta: float, max_position: 
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)
     if kind not in READ:
-        raise ValueError(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {kind!r}.")
+        raise Refusal(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {kind!r}.")
     harmless = {"partial_rotary_factor": 1.0, "truncate": True}
     for name, value in given.items():
         if name not in READ[kind] and harmless.get(name) != value:
-            raise ValueError(
+            raise Refusal(
                 f"The field {name!r} = {value!r} of a {kind!r} rope scaling in config.json is not understood."
             )
     fields = {field: given[name] for name, field in READ[kind].items() if name in given}
     if kind == "default":
         return Rope(theta)
     if "factor" not in fields:
-        raise ValueError(f"A {kind!r} rope scaling in config.json needs a 'factor'; it has {sorted(given)}.")
+        raise Refusal(f"A {kind!r} rope scaling in config.json needs a 'factor'; it has {sorted(given)}.")
     fields["factor"] = float(fields["factor"])
     if kind in ("llama3", "yarn"):
         fields.setdefault("original_max_position", max_position)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from flexjax.causal_lm import Axes, Convert, Place, family_of_directory, set_parameter
+from flexjax.refusal import Refusal
 from flexjax.safetensors_io import SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
 from models.transformer.config import TransformerConfig
 from models.transformer.hf_config import config_from_hf, config_to_hf
@@ -47,7 +48,7 @@ def load(
     """The model of a Hugging Face directory, in `dtype`.
 
     Weights are memory-mapped and, one at a time, the largest first, handed to `place` and `convert`: memory never holds
-    more than the model as it stays and one tensor. ValueError names every tensor that is missing, unexpected or of the
+    more than the model as it stays and one tensor. Refusal names every tensor that is missing, unexpected or of the
     wrong shape.
     """
     config = config_from_hf(family_of_directory(directory)[1])
@@ -108,7 +109,7 @@ def _check(
     sources: list[Source],
     files: Mapping[str, SafetensorsFile],
 ) -> None:
-    """ValueError unless the checkpoint holds exactly the model's tensors, in its shapes, as floats."""
+    """Refusal unless the checkpoint holds exactly the model's tensors, in its shapes, as floats."""
     wanted = {s.name: s.stored.shape(config.axis_sizes) for s in sources}
     faults = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in files]
     head = naming.parameters["unembedding"].name
@@ -127,7 +128,7 @@ def _check(
             faults.append(f"{name} {list(entry.shape)} is not part of the model")
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ValueError(
+        raise Refusal(
             f"The weights in {directory} do not fit its config.json ({config.architecture}): {'; '.join(faults[:8])}"
             f"{more}. Both must come from the same model, with quantised weights converted to floats."
         )

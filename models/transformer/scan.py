@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.hardware.pipeline import pipeline, stages
 from flexjax.quantize import QuantizedWeight
+from flexjax.refusal import Refusal
 from models.transformer.config import Layer
 
 
@@ -44,7 +45,7 @@ class Scan(nnx.Module):
         `stages`; `microbatches` pass through these where the mesh in use has an axis `stage`."""
         size = period(layers)
         if len(layers) // size < stages:
-            raise ValueError(
+            raise Refusal(
                 f"Every stage has a group of layers at least; {len(layers)} layers are {len(layers) // size} groups of "
                 f"{size}, for stages={stages}. Give those devices to fsdp or tensor."
             )
@@ -113,9 +114,9 @@ class Scan(nnx.Module):
         )
 
     def check(self, stages: int, microbatches: int) -> None:
-        """ValueError unless the groups can run in so many stages, and `microbatches` is what passes through them."""
+        """Refusal unless the groups can run in so many stages, and `microbatches` is what passes through them."""
         if stages > 1 and (self.groups % stages or self.microbatches != microbatches):
-            raise ValueError(
+            raise Refusal(
                 f"Every stage has as many groups of layers; this model is stacked in {self.groups} of "
                 f"{len(self.pattern)} for microbatches={self.microbatches}, and asked to run over stage={stages} with "
                 f"microbatches={microbatches}. Stack it so: model.unstacked().stacked(stages={stages}, microbatches=…)."
