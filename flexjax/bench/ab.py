@@ -16,7 +16,7 @@ from flexjax.bench.metrics import summarise
 from flexjax.bench.replay import run_replay
 from flexjax.bench.result import Better, Comparison, SideRun, StartUp
 from flexjax.bench.scenario import Scenario
-from flexjax.bench.target import Target
+from flexjax.bench.target import Prepares, Target
 from flexjax.bench.workload import Item
 from flexjax.hardware.compile_cache import CompileCounter
 from flexjax.hardware.energy import EnergyMeter
@@ -61,6 +61,8 @@ def measure(
     """One scenario on one side. Energy and memory are the process's, the idle side's weights included."""
     target = side.target
     gc.collect()  # Now rather than inside the window.
+    if isinstance(target, Prepares):
+        target.prepare()
     before = target.stats()
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with CompileCounter() as compiles, PeakMemory() as memory, EnergyMeter() as meter:

@@ -1,47 +1,59 @@
 """Any server that speaks the OpenAI completions API, measured by the same code as our own engine.
 
-Requests go out as streaming `POST {url}/v1/completions`. A chunk's time is the moment its line was
-read. How many tokens it holds is told by its `token_ids` or `logprobs`; where it is not, a chunk with
-text counts as one and the total is put right at the end by the server's `usage`, or without that by
+Requests go out as streaming `POST {url}/v1/completions` over connections that are kept. A chunk's time is the moment
+its bytes were read. How many tokens it holds is told by its `token_ids`, its `logprobs` or a running `usage`; where it
+is not, a chunk counts as one and the total is put right at the end by the server's `usage`, or without that by
 tokenising the whole text again. `describe` says which of these was used.
 """
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import threading
 import time
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
+import httpcore
 from tokenizers import Tokenizer
 
+from flexjax.bench.answer import Answer
+from flexjax.bench.connections import FAILURES, Connections
+from flexjax.bench.openai_chunks import AnswerError, body_error, is_error, read_chunk, shorten
 from flexjax.bench.result import StartUp
+from flexjax.bench.sse import EventParser, ServerEvent
 from flexjax.bench.target import TargetStats
-from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.engine.request import Request
 from flexjax.refusal import Refusal
 
-UNKNOWN_TOKEN = -1  # Stands in an event for a token whose id the server does not tell.
+_REST_S = 1.0  # For what a server sends after [DONE]; without the answer's end its connection cannot be kept.
+_BODY_BYTES = 100_000  # Read of an answer that is no stream.
 
 
 @dataclasses.dataclass(frozen=True)
 class HttpConfig:
     url: str = ""  # Without /v1, e.g. http://127.0.0.1:8000; there is no default server.
-    model: str = ""  # Name sent with each request; empty asks /v1/models for the first.
+    model: str = ""  # Name sent with each request; empty asks /v1/models, which must then name one alone.
     tokenizer: str = ""  # Model directory or tokenizer.json: to send text, and to count tokens as a last resort.
     prompt: Literal["ids", "text"] = "ids"
     ignore_eos: bool = True  # Sends `ignore_eos`, which vLLM, SGLang, llama.cpp and flexjax know; OpenAI refuses it.
     timeout_s: float = 600.0  # Of one request.
+    stall_s: float = 120.0  # Between two pieces of an answer that has begun.
+    connections: int = 16  # Open before each measured run; more where more requests were in flight at once before.
+    ca_file: str = ""  # PEM file of the certificates that a private https server is signed with.
 
     def __post_init__(self):
         if not self.url.startswith(("http://", "https://")):
             raise Refusal(f"A target's url begins with http:// or https://; got {self.url!r}.")
         if self.prompt == "text" and not self.tokenizer:
             raise Refusal("To send prompts as text a tokenizer is needed: set tokenizer to the model's directory.")
-        if self.timeout_s <= 0:
-            raise Refusal(f"timeout_s must be positive; got {self.timeout_s}.")
+        if self.timeout_s <= 0 or self.stall_s <= 0:
+            raise Refusal(f"timeout_s and stall_s must be positive; got {self.timeout_s} and {self.stall_s}.")
+        if self.connections < 0:
+            raise Refusal(f"connections is a count of 0 or more; got {self.connections}.")
 
 
 class HttpTarget:
@@ -50,8 +62,8 @@ class HttpTarget:
     def __init__(self, config: HttpConfig, name: str = "", api_key: str | None = None):
         self.name = name or config.url
         self.config = config
-        self._api_key = api_key
         self._tokenizer = _load_tokenizer(config.tokenizer) if config.tokenizer else None
+        self._connections = Connections(config.url, _headers(api_key), config.ca_file, connect_s=config.timeout_s)
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model
         self._server = ""
@@ -64,8 +76,16 @@ class HttpTarget:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjax-http", daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
+        self._do(self._connect())
         return StartUp(load_s=time.perf_counter() - began, compile_s=0.0)
+
+    def prepare(self) -> None:
+        """Opens connections, so that no request of the run that comes next has to.
+
+        One that cannot be opened is left to the request that needs it, which then says why.
+        """
+        with contextlib.suppress(*FAILURES):
+            self._do(self._connections.reopen(self.config.connections))
 
     def submit(self, request: Request) -> None:
         self._loop.call_soon_threadsafe(self._begin, request)
@@ -73,7 +93,7 @@ class HttpTarget:
     def stop(self) -> None:
         if self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._thread = None
@@ -86,41 +106,46 @@ class HttpTarget:
             "served_model": self._model,
             "prompt_sent_as": self.config.prompt,
             "token_count_from": ", ".join(f"{how} ({n})" for how, n in self._counted_by.most_common()),
+            "connections_opened_by_requests": self._connections.opened_by_requests,
+            "requests_repeated": self._connections.repeated,
         }
 
     def stats(self) -> TargetStats:
         """Empty: what happens inside is not seen from here."""
         return TargetStats()
 
+    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
     async def _connect(self) -> None:
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        self._client = httpx.AsyncClient(
-            base_url=self.config.url.rstrip("/").removesuffix("/v1"),
-            headers=headers,
-            timeout=httpx.Timeout(self.config.timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
         try:
-            response = await self._client.get("/v1/models")
-            response.raise_for_status()
-            served = [str(model["id"]) for model in response.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            await self._client.aclose()
+            async with asyncio.timeout(self.config.timeout_s):
+                if self._model:
+                    await self._connections.open(1)
+                else:
+                    self._model = await self._ask_model()
+        except (*FAILURES, TimeoutError) as error:
             raise Refusal(
-                f"No OpenAI-compatible server answers at {self.config.url}: GET /v1/models gave {error!r}. "
+                f"No server answers at {self.config.url}: {_brief(error)}. "
                 "Start the server first, or correct the url (without /v1)."
             ) from error
-        self._server = response.headers.get("server", "")
-        if not self._model:
-            if not served:
-                raise Refusal(f"{self.config.url} serves no model: /v1/models is empty.")
-            self._model = served[0]
+
+    async def _ask_model(self) -> str:
+        async with self._connections.request("GET", "/v1/models") as response:
+            self._note(response)
+            body = await _text(response)
+        if response.status != 200:
+            raise Refusal(_no_model(self.config.url, f"HTTP {response.status}: {shorten(body)}"))
+        names = _model_names(body)
+        if len(names) != 1:
+            raise Refusal(_no_model(self.config.url, ", ".join(names) if names else shorten(body) or "nothing"))
+        return names[0]
 
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._connections.close()
 
     def _begin(self, request: Request) -> None:
         task = self._loop.create_task(self._serve(request))
@@ -128,32 +153,66 @@ class HttpTarget:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, request: Request) -> None:
-        stream = _Stream(request)
-        error = ""
+        answer = Answer(request)
+        error = "the client failed; its log has the traceback"  # Stays only where a fault of ours goes past the rest.
         try:
-            await asyncio.wait_for(self._read(request, stream), self.config.timeout_s)
-            self._counted_by[stream.settle(self._tokenizer)] += 1
+            async with asyncio.timeout(self.config.timeout_s):
+                await self._read(request, answer)
+            error = ""
         except TimeoutError:
             error = f"not done within timeout_s={self.config.timeout_s:g} s"
         except asyncio.CancelledError:
             error = "the target was stopped"
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
-            error = f"{type(failure).__name__}: {failure}"
-        stream.end(error)
+        except AnswerError as failure:
+            error = str(failure)
+        except FAILURES as failure:
+            error = f"the connection failed after {answer.progress}: {_brief(failure)}"
+        finally:
+            answer.end(error)
 
-    async def _read(self, request: Request, stream: "_Stream") -> None:
-        async with self._client.stream("POST", "/v1/completions", json=self._body(request)) as response:
-            if response.status_code != 200:
-                text = (await response.aread()).decode(errors="replace")
-                raise Refusal(f"HTTP {response.status_code} from {self.config.url}: {text[:500]}")
-            async for line in response.aiter_lines():
-                now = time.perf_counter()
-                if not line.startswith("data:"):
-                    continue
-                data = line.removeprefix("data:").strip()
-                if data == "[DONE]":
-                    return
-                stream.take(json.loads(data), now)
+    async def _read(self, request: Request, answer: Answer) -> None:
+        body = json.dumps(self._body(request)).encode()
+        async with self._connections.request("POST", "/v1/completions", body) as response:
+            self._note(response)
+            if response.status != 200:
+                said = shorten(await _text(response))
+                raise AnswerError(f"HTTP {response.status} from {self.config.url}: {said}")
+            stall = asyncio.timeout(None)
+            try:
+                async with stall:
+                    await self._read_events(response, answer, stall)
+            except TimeoutError:
+                if not stall.expired():
+                    raise
+                stalled = f"the stream stalled for stall_s={self.config.stall_s:g} s after {answer.progress}"
+                raise AnswerError(stalled) from None
+
+    async def _read_events(self, response: httpcore.Response, answer: Answer, stall: asyncio.Timeout) -> None:
+        parser = EventParser()
+        pieces = response.aiter_stream()
+        async for piece in pieces:
+            now = time.perf_counter()
+            stall.reschedule(self._loop.time() + self.config.stall_s)
+            if _take(parser.feed(piece, now), answer):
+                self._finish(answer, parser)
+                stall.reschedule(None)
+                with contextlib.suppress(*FAILURES, TimeoutError):  # The answer is whole: only its connection is lost.
+                    async with asyncio.timeout(_REST_S):
+                        async for _ in pieces:
+                            pass
+                return
+        _take(parser.close(time.perf_counter()), answer)
+        self._finish(answer, parser)
+
+    def _finish(self, answer: Answer, parser: EventParser) -> None:
+        if answer.empty or is_error(parser.stray):
+            raise AnswerError(body_error(parser.stray))
+        self._counted_by[answer.settle(self._tokenizer)] += 1
+        answer.end()
+
+    def _note(self, response: httpcore.Response) -> None:
+        if not self._server:
+            self._server = dict(response.headers).get(b"server", b"").decode(errors="replace")
 
     def _body(self, request: Request) -> dict[str, Any]:
         params = request.params
@@ -177,64 +236,61 @@ class HttpTarget:
         return body
 
 
-class _Stream:
-    """One answer as it comes in: turns chunks into events."""
+def _take(events: Iterable[ServerEvent], answer: Answer) -> bool:
+    """Whether [DONE] was among the events."""
+    for event in events:
+        if event.data.strip() == "[DONE]":
+            answer.finish()
+            return True
+        answer.take(read_chunk(event.data, event.kind), event.time)
+    return False
 
-    def __init__(self, request: Request):
-        self._request = request
-        self._text = ""
-        self._count = 0
-        self._exact = True  # Every chunk so far said how many tokens it holds.
-        self._usage: int | None = None
-        self._last = 0.0
-        self._reason: FinishReason = "length"
 
-    def take(self, chunk: dict[str, Any], now: float) -> None:
-        if "error" in chunk:
-            raise Refusal(f"the server reported {chunk['error']}")
-        if chunk.get("usage"):
-            self._usage = int(chunk["usage"]["completion_tokens"])
-        for choice in chunk.get("choices", ()):
-            text = choice.get("text") or ""
-            self._text += text
-            self._reason = choice.get("finish_reason") or self._reason
-            told = choice.get("token_ids") or (choice.get("logprobs") or {}).get("tokens")
-            if told is None:
-                self._exact = self._exact and not text
-                told = [UNKNOWN_TOKEN] if text else []
-            self._hand_over([t if isinstance(t, int) else UNKNOWN_TOKEN for t in told], text, now)
+async def _text(response: httpcore.Response) -> str:
+    """The beginning of an answer that is no stream."""
+    body = b""
+    async for piece in response.aiter_stream():
+        body += piece
+        if len(body) > _BODY_BYTES:
+            break
+    return body[:_BODY_BYTES].decode("utf-8-sig", errors="replace")
 
-    def settle(self, tokenizer: Tokenizer | None) -> str:
-        """Puts the count right, at the last chunk's time; returns what it was taken from."""
-        if self._usage is not None:
-            total, how = self._usage, "usage"
-        elif self._exact and self._count:
-            total, how = self._count, "token_ids or logprobs"
-        elif tokenizer is not None:
-            total, how = len(tokenizer.encode(self._text, add_special_tokens=False).ids), "re-tokenised text"
-        else:
-            raise Refusal(
-                "the server tells neither usage nor tokens; set tokenizer to the model's directory to count them"
-            )
-        if total < self._count and how == "usage":
-            raise Refusal(f"usage says {total} tokens, {self._count} chunks held some")
-        self._hand_over([UNKNOWN_TOKEN] * (total - self._count), "", self._last)
-        return how
 
-    def end(self, error: str) -> None:
-        reason: FinishReason = "error" if error else self._reason
-        self._tell(TokenEvent("done", self._request.id, time.perf_counter(), finish_reason=reason, error=error))
+def _model_names(body: str) -> list[str]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    if isinstance(value, dict):
+        value = value.get("data") or value.get("models")
+    listed = value if isinstance(value, list) else []
+    names = [model.get("id") or model.get("name") if isinstance(model, dict) else model for model in listed]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
-    def _hand_over(self, token_ids: list[int], text: str, now: float) -> None:
-        if not token_ids:
-            return
-        self._count += len(token_ids)
-        self._last = now
-        self._tell(TokenEvent("token", self._request.id, now, token_ids=tuple(token_ids), text=text))
 
-    def _tell(self, event: TokenEvent) -> None:
-        if self._request.listener is not None:
-            self._request.listener(event)
+def _no_model(url: str, seen: str) -> str:
+    return (
+        f"The server at {url} must name one model at /v1/models where none is configured; it gave {seen}. "
+        "Set http.model to the name that is to be measured, or correct the url (without /v1)."
+    )
+
+
+def _headers(api_key: str | None) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"Content-Type", b"application/json"),
+        (b"Accept", b"text/event-stream, application/json"),
+        (b"Accept-Encoding", b"identity"),  # Compressed, chunks would come when the compressor likes.
+    ]
+    if api_key:
+        key = api_key.strip()
+        if not key.isascii() or not key.isprintable():
+            raise Refusal("The server's key must be printable ASCII, as a header must; it holds another character.")
+        headers.append((b"Authorization", f"Bearer {key}".encode()))
+    return headers
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _load_tokenizer(path: str) -> Tokenizer:

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flexjax.bench import quality
-from flexjax.bench.http_target import UNKNOWN_TOKEN
+from flexjax.bench.openai_chunks import UNKNOWN_TOKEN
 from flexjax.bench.result import Quality
 from flexjax.bench.stock import StockTarget
 from flexjax.bench.target import Target

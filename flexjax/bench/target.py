@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.engine.request import Request
@@ -51,3 +51,10 @@ class Target(Protocol):
         ...
 
     def stats(self) -> TargetStats: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A target that has something to do before each measured run, outside its window."""
+
+    def prepare(self) -> None: ...

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flexjax.bench import validity
-from flexjax.bench.http_target import UNKNOWN_TOKEN, HttpConfig, HttpTarget
+from flexjax.bench.http_target import HttpConfig, HttpTarget
 from flexjax.bench.loadgen import run_loadgen
+from flexjax.bench.openai_chunks import UNKNOWN_TOKEN
 from flexjax.bench.scenario import Scenario
 
 

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flexjax.bench.http_target import UNKNOWN_TOKEN
 from flexjax.bench.judge import QualityConfig, Scores, answer, judge_sides
+from flexjax.bench.openai_chunks import UNKNOWN_TOKEN
 from flexjax.bench.stock import StockConfig, StockTarget
 from flexjax.bench.workload import Lengths, WorkloadConfig, build_workload
 
