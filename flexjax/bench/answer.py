@@ -36,7 +36,8 @@ class Answer:
         self._unsure = 0  # Chunks that were taken for a token and may be none.
         self._held: collections.deque[_Piece] = collections.deque()
         self._sent = False
-        self._all_told = True
+        self._told = 0  # Tokens that the server told of.
+        self._all_told = True  # Every chunk with text told its tokens.
         self._usage: int | None = None
         self._last: float | None = None  # When the last chunk came that could hold a token.
         self._reason = ""
@@ -74,10 +75,15 @@ class Answer:
 
         AnswerError where the count cannot be had or the answer is not whole.
         """
-        total, how = self._total(tokenizer)
         asked = self._request.params.max_tokens
+        counted = self._total(tokenizer)
+        total, how = counted or (self._count, "")
         if not self._reason and not self._complete and total < asked:
             raise AnswerError(f"the stream ended after {total} of {asked} tokens, without finish_reason or [DONE]")
+        if counted is None:
+            raise AnswerError(
+                "the server tells neither usage nor tokens; set tokenizer to the model's directory to count them"
+            )
         self._drop(self._count - total)
         if total < self._count and how == "usage":
             raise AnswerError(f"usage says {total} tokens, {self._count} chunks held some")
@@ -105,26 +111,25 @@ class Answer:
         self._reason = choice.finish_reason or self._reason
         told, ids = True, choice.token_ids
         if ids is None or (choice.text and not ids):
-            self._all_told = False
+            self._all_told = self._all_told and not choice.text
             ids = (UNKNOWN_TOKEN,) * max(0, (usage or 0) - self._count)
             if not ids and (choice.text or usage is None):
                 ids, told = (UNKNOWN_TOKEN,), False
                 self._unsure += not choice.text or bool(usage)
         self._count += len(ids)
+        self._told += len(ids) if told else 0
         self._held.append(_Piece(ids, choice.text, now, told))
         if not self._sent and ids and (told or choice.text or not choice.finish_reason):
             self._release(keep=0)
         self._release(keep=min(self._unsure, MOST_HELD))
 
-    def _total(self, tokenizer: Tokenizer | None) -> tuple[int, str]:
+    def _total(self, tokenizer: Tokenizer | None) -> tuple[int, str] | None:
         if self._usage is not None:
             return self._usage, "usage"
-        if self._all_told and self._count:
-            return self._count, "token_ids or logprobs"
+        if self._all_told and self._told:
+            return self._told, "token_ids or logprobs"
         if tokenizer is None:
-            raise AnswerError(
-                "the server tells neither usage nor tokens; set tokenizer to the model's directory to count them"
-            )
+            return None
         # A server may send the halves of a UTF-16 pair in two chunks.
         text = self._text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return len(tokenizer.encode(text, add_special_tokens=False).ids), "re-tokenised text"

@@ -5,6 +5,7 @@ request begins or ends: 13 ms a request with 128 idle connections, which would b
 connection that was used last is taken from the end of a list.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import ssl
@@ -18,6 +19,8 @@ from flexjax.refusal import Refusal
 
 # What a connection may fail with. httpcore gives its exceptions no common class.
 FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
+
+_QUIET_S = 2.0  # A connection comes back to its place a moment after its request has told its end.
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -58,8 +61,8 @@ class Connections:
     """
 
     def __init__(self, url: str, headers: Headers = (), ca_file: str = "", connect_s: float = 60.0):
-        parts = urllib.parse.urlsplit(url)
         try:
+            parts = urllib.parse.urlsplit(url)
             self._host, port = (parts.hostname or "").encode("idna"), parts.port
         except ValueError as error:  # A UnicodeError is one too.
             raise Refusal(f"The url {url!r} cannot be read: {error}. Write it as http://host:port.") from error
@@ -89,8 +92,13 @@ class Connections:
     async def reopen(self, count: int) -> None:
         """As `open`, in place of those that the server has closed; at least as many as have been busy at once.
 
-        Does nothing with a server that keeps no connection: one without a request could block it.
+        Requests that are about to end are waited for. Does nothing with a server that keeps no connection: one
+        without a request could block it.
         """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_S):
+                while self._busy:
+                    await asyncio.sleep(1e-3)
         if not self._kept:
             return
         found, self._idle = self._idle, []

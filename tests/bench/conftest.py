@@ -160,6 +160,10 @@ class Listener:
     def token_ids(self) -> tuple[int, ...]:
         return tuple(t for event in self.events for t in event.token_ids)
 
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events)
+
 
 @pytest.fixture
 def ask():

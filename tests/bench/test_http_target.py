@@ -1,18 +1,23 @@
-"""Against a small server of the standard library that streams as OpenAI-compatible ones do."""
+"""Against a small server of the standard library that streams as OpenAI-compatible ones do, and against one that is
+odd in every way known to us (tests/support/odd_scenarios.py)."""
 
 import json
 import re
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from odd_scenarios import FRAMED, GOOD, MODELS, RIGHT, SCRIPTS, WRONG
+from odd_server import CUT, OddServer, Reply, tls_context
 
 from flexjax.bench import validity
 from flexjax.bench.http_target import HttpConfig, HttpTarget
 from flexjax.bench.loadgen import run_loadgen
 from flexjax.bench.openai_chunks import UNKNOWN_TOKEN
 from flexjax.bench.scenario import Scenario
+from flexjax.refusal import Refusal
 
 
 class Server(ThreadingHTTPServer):
@@ -187,6 +192,148 @@ def test_it_is_measured_like_any_target(connect, items, tmp_path):
     assert all(t.scheduled_s is None and t.n_out == t.n_requested for t in run.timelines)
 
 
+@pytest.fixture(scope="module")
+def completions():
+    always = {name: Reply(steps) for name, steps in RIGHT.items()} | FRAMED
+    always |= {name: reply for name, (reply, _) in WRONG.items()}
+    other = Reply(GOOD)  # To the prompt [2].
+    play = lambda reply: lambda body, before: other if body["prompt"] == [2] else reply
+    return {name: play(reply) for name, reply in always.items()} | {
+        "stale": lambda body, before: Reply([CUT], "raw") if before == 1 else Reply(GOOD),
+    }
+
+
+@pytest.fixture(scope="module")
+def odd(completions):
+    server = OddServer(completions, MODELS)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def odd_tls(completions, tmp_path_factory):
+    """(server, the file of its certificate)"""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    context, certificate = tls_context(tmp_path_factory.mktemp("tls"))
+    server = OddServer(completions, MODELS, context)
+    server.start()
+    yield server, str(certificate)
+    server.stop()
+
+
+@pytest.fixture
+def begin():
+    """begin(url, **config) → a started target that names its model."""
+    started = []
+
+    def make(url, model="good", **config):
+        target = HttpTarget(HttpConfig(url, model=model, **config))
+        started.append(target)
+        target.start()
+        return target
+
+    yield make
+    for target in started:
+        target.stop()
+
+
+@pytest.mark.parametrize("name", [*RIGHT, *FRAMED])
+def test_odd_answers_are_read_right(odd, begin, ask, name):
+    listener = ask(begin(odd.url, name), [1], max_tokens=2)
+    end = listener.wait()
+    assert (end.finish_reason, end.error) in (("length", ""), ("stop", "")), end
+    assert listener.text == (2 * SCRIPTS[name] if name in SCRIPTS else "ab")
+    assert len(listener.token_ids) == 2
+
+
+@pytest.mark.parametrize("name", ["byte by byte", *SCRIPTS])
+def test_so_are_those_over_tls(odd_tls, begin, ask, name):
+    server, certificate = odd_tls
+    listener = ask(begin(server.url, name, ca_file=certificate), [1], max_tokens=2)
+    assert listener.wait().error == "" and listener.text == (2 * SCRIPTS[name] if name in SCRIPTS else "ab")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_and_harms_no_other_request(odd, begin, ask, name):
+    target = begin(odd.url, name, stall_s=0.2)
+    bad, good = (ask(target, prompt, max_tokens=2) for prompt in ([1], [2]))
+    end = bad.wait()
+    assert end.finish_reason == "error" and [e.kind for e in bad.events].count("done") == 1
+    assert re.search(WRONG[name][1], end.error, re.DOTALL), end.error
+    assert len(end.error) < 700
+    assert good.wait().error == "" and good.text == "ab"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(odd_tls):
+    target = HttpTarget(HttpConfig(odd_tls[0].url, model="good"))
+    with pytest.raises(ValueError, match=r"No server answers.*(?i:certificate)"):
+        target.start()
+    target.stop()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_no_request_of_a_run_holds_a_handshake(odd, odd_tls, begin, ask, tls):
+    server, certificate = odd_tls if tls else (odd, "")
+    target = begin(server.url, connections=4, ca_file=certificate)
+    ask(target, [1], max_tokens=2).wait()
+    target.prepare()
+    before = len(server.seen)
+    for listener in [ask(target, [1], max_tokens=2) for _ in range(4)]:
+        assert listener.wait().error == ""
+    for _ in range(8):
+        assert ask(target, [1], max_tokens=2).wait().error == ""
+    assert len({seen.connection for seen in server.seen[before:]}) <= 5
+    assert target.describe()["connections_opened_by_requests"] == 0
+
+
+def test_a_stale_connection_fails_no_request_and_is_counted(odd, begin, ask):
+    target = begin(odd.url, "stale")
+    for _ in range(2):
+        assert ask(target, [1], max_tokens=2).wait().error == ""
+        target.prepare()  # Waits until the connection is back in its place.
+    assert target.describe()["requests_repeated"] == 1
+
+
+def test_an_idle_target_asks_nothing_and_models_only_without_a_model(odd, begin):
+    before = len(odd.seen)
+    target = begin(odd.url)
+    target.prepare()
+    assert len(odd.seen) == before
+    assert begin(odd.url, "").describe()["served_model"] == "good"
+    assert [seen.path for seen in odd.seen[before:]] == ["/v1/models"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/list", "/named/v1"])
+def test_the_one_model_that_a_server_names_is_taken(odd, begin, path):
+    assert begin(odd.url + path, "").describe()["served_model"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        ("404", "HTTP 404.*Not Found"),
+        ("401", "HTTP 401.*who are you"),
+        ("null", "null"),
+        ("none", r"it gave {.data.: \[\]}"),
+        ("several", "it gave big, small"),
+        ("html", "it gave Welcome"),
+        ("nameless", "it gave {"),
+    ],
+)
+def test_odd_lists_of_models_are_refused_with_what_was_seen(odd, begin, path, seen):
+    with pytest.raises(Refusal, match=f"(?s){seen}.*Set http.model"):
+        begin(f"{odd.url}/{path}", "")
+
+
+def test_a_key_that_no_header_can_hold_is_refused_unseen():
+    HttpTarget(HttpConfig("http://127.0.0.1:1"), api_key="from a file\n")
+    with pytest.raises(Refusal, match="printable ASCII") as refused:
+        HttpTarget(HttpConfig("http://127.0.0.1:1"), api_key="sécret")
+    assert "cret" not in str(refused.value)
+
+
 def test_bad_addresses_are_refused():
     with pytest.raises(ValueError, match="begins with http://"):
         HttpConfig("localhost:8000")
@@ -194,7 +341,8 @@ def test_bad_addresses_are_refused():
         HttpConfig("http://127.0.0.1:1", prompt="text")
     with pytest.raises(ValueError, match="does not exist"):
         HttpTarget(HttpConfig("http://127.0.0.1:1", tokenizer="/nowhere"))
-    target = HttpTarget(HttpConfig("http://127.0.0.1:1"))
-    with pytest.raises(ValueError, match="Start the server first"):
-        target.start()
-    target.stop()
+    for model in ("", "named"):
+        target = HttpTarget(HttpConfig("http://127.0.0.1:1", model=model))
+        with pytest.raises(ValueError, match="Start the server first"):
+            target.start()
+        target.stop()
