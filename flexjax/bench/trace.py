@@ -1,9 +1,9 @@
 """Recorded request traces: when somebody's users asked, how long the prompts and the answers were.
 
 Two published formats, told apart by the file name, each plain or gzipped:
-  - `.csv`: Azure LLM inference trace 2023, `TIMESTAMP,ContextTokens,GeneratedTokens` with
-    timestamps such as `2023-11-16 18:15:46.6805900`
-    (https://github.com/Azure/AzurePublicDataset).
+  - `.csv`: Azure LLM inference traces 2023 and 2024, `TIMESTAMP,ContextTokens,GeneratedTokens` with
+    timestamps such as `2023-11-16 18:15:46.6805900` and `2024-05-10 00:00:00.009930+00:00`; one
+    without an offset is UTC (https://github.com/Azure/AzurePublicDataset).
   - `.jsonl`: Mooncake, one object a line with `timestamp` (ms), `input_length`, `output_length`
     (https://github.com/kvcache-ai/Mooncake).
 """
@@ -14,12 +14,19 @@ import datetime
 import gzip
 import itertools
 import json
+import math
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from flexjax.refusal import Refusal
 
 AZURE_COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d+))? ?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +36,40 @@ class TraceRow:
     output_tokens: int
 
 
-def read_trace(path: str | Path, limit: int | None = None) -> list[TraceRow]:
-    """The first `limit` requests of a trace, in order of time, the first at 0 s.
+class _Row(NamedTuple):
+    """A request at its own time: whole nanoseconds, as a double that counts seconds since 1970 has only 2.4e-7 s."""
 
-    Refusal names file and line for a row that cannot be read.
+    time_ns: int
+    input_tokens: int
+    output_tokens: int
+
+
+def read_trace(path: str | Path, limit: int | None = None) -> list[TraceRow]:
+    """The requests in the first `limit` rows of a trace, in order of time, the first at 0 s.
+
+    Refusal names the file, and the line of a row that cannot be read.
     """
     path = Path(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    parsers: dict[str, Callable[[Path, Iterable[str]], Iterator[TraceRow]]] = {".csv": _azure, ".jsonl": _mooncake}
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    parsers: dict[str, Callable[[Path, Iterable[str]], Iterator[_Row]]] = {".csv": _azure, ".jsonl": _mooncake}
     if suffix not in parsers:
         raise Refusal(
-            f"A trace is a .csv (Azure 2023) or .jsonl (Mooncake) file, gzipped or not; got {path}. "
+            f"A trace is a .csv (Azure 2023 or 2024) or .jsonl (Mooncake) file, gzipped or not; got {path}. "
             "Rename the file or convert it."
         )
-    with gzip.open(path, "rt") if path.name.endswith(".gz") else path.open() as lines:
-        rows = list(itertools.islice(parsers[suffix](path, lines), limit))
+    zipped = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig") as lines:
+            rows = list(itertools.islice(parsers[suffix](path, lines), limit))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise Refusal(
+            f"{path} cannot be read: {error}. A trace is UTF-8 text, and gzipped where its name ends in .gz."
+        ) from error
     if not rows:
         raise Refusal(f"{path} holds no request.")
-    rows.sort(key=lambda row: row.time_s)
-    return [dataclasses.replace(row, time_s=row.time_s - rows[0].time_s) for row in rows]
+    rows.sort(key=lambda row: row.time_ns)
+    start = rows[0].time_ns
+    return [TraceRow((row.time_ns - start) / 1e9, row.input_tokens, row.output_tokens) for row in rows]
 
 
 def scale(
@@ -63,44 +85,59 @@ def scale(
     return [TraceRow(r.time_s / rate, fit(r.input_tokens, max_input), fit(r.output_tokens, max_output)) for r in rows]
 
 
-def _azure(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
+def _azure(path: Path, lines: Iterable[str]) -> Iterator[_Row]:
     reader = csv.reader(lines)
-    header = next(reader, [])
+    header = [name.strip() for name in next(reader, [])]
     if header != AZURE_COLUMNS:
-        raise Refusal(f"{path}:1: the header must be {','.join(AZURE_COLUMNS)}; got {','.join(header)!r}.")
-    for fields in reader:
-        if not fields:
-            continue
-        try:
-            stamp, context, generated = fields
-            yield TraceRow(_seconds(stamp), _tokens(context), _tokens(generated))
-        except ValueError as error:
-            raise Refusal(f"{path}:{reader.line_num}: {','.join(fields)!r} is no {AZURE_COLUMNS}: {error}") from error
+        raise Refusal(f"{path}:1: the header must be {','.join(AZURE_COLUMNS)}; got {','.join(header)[:200]!r}.")
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield _azure_row(fields)
+    except (ValueError, csv.Error) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise Refusal(f"{path}:{reader.line_num}: a row is {','.join(AZURE_COLUMNS)}: {error}.") from error
 
 
-def _seconds(stamp: str) -> float:
-    """Seconds since 1970; the trace has seven decimals, one more than datetime keeps."""
-    whole, _, fraction = stamp.partition(".")
-    base = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
-    return base.timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+def _azure_row(fields: Sequence[str]) -> _Row:
+    if len(fields) != len(AZURE_COLUMNS):
+        raise ValueError(f"{','.join(fields)[:80]!r} has {len(fields)} fields")
+    stamp, context, generated = fields
+    return _Row(_nanoseconds(stamp), _tokens(context), _tokens(generated))
 
 
-def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:
+def _nanoseconds(stamp: str) -> int:
+    """Since 1970; the trace of 2023 has seven decimals, one more than datetime keeps."""
+    found = _STAMP.fullmatch(stamp.strip())
+    if found is None:
+        raise ValueError(f"{stamp!r} is no time such as 2024-05-10 00:00:00.009930+00:00")
+    whole, fraction, offset = found.groups()
+    time = datetime.datetime.fromisoformat(whole + (offset or "Z"))
+    return (time - _EPOCH) // datetime.timedelta(seconds=1) * 10**9 + int((fraction or "")[:9].ljust(9, "0"))
+
+
+def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            yield TraceRow(float(row["timestamp"]) / 1e3, _tokens(row["input_length"]), _tokens(row["output_length"]))
-        except (ValueError, TypeError, KeyError) as error:
+            time_ms = float(row["timestamp"])
+            if not math.isfinite(time_ms):
+                raise ValueError(f"the timestamp {time_ms} is not finite")
+            yield _Row(round(time_ms * 1e6), _tokens(row["input_length"]), _tokens(row["output_length"]))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise Refusal(
                 f"{path}:{number}: a row is an object with timestamp (ms), input_length and output_length; "
                 f"got {line.strip()[:80]!r} ({error!r})."
             ) from error
 
 
-def _tokens(value: str | int) -> int:
+def _tokens(value: Any) -> int:
     count = int(value)
+    if isinstance(value, bool) or (isinstance(value, float) and count != value):
+        raise ValueError(f"a token count is a whole number; got {value!r}")
     if count < 0:
-        raise Refusal(f"a token count is not negative; got {count}")
+        raise ValueError(f"a token count is not negative; got {count}")
     return count

@@ -3,6 +3,7 @@ import gzip
 import pytest
 
 from flexjax.bench.trace import TraceRow, read_trace, scale
+from flexjax.refusal import Refusal
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
@@ -21,8 +22,37 @@ def test_azure_times_keep_seven_decimals(tmp_path):
     (tmp_path / "code.csv").write_bytes(AZURE.encode())
     rows = read_trace(tmp_path / "code.csv")
     assert [(r.input_tokens, r.output_tokens) for r in rows] == [(374, 44), (396, 109), (879, 55)]
-    # A double that counts seconds since 1970 resolves 2.4e-7 s.
-    assert [r.time_s for r in rows] == pytest.approx([0.0, 4.3145790, 13.3194101], abs=5e-7)
+    assert [r.time_s for r in rows] == [0.0, 4.3145790, 13.3194101]
+
+
+HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-05-10 00:00:00.009930+00:00,3,4\n2024-05-10 00:00:01.509931+00:00,5,6\n",  # Azure's of 2024.
+        "2024-05-10 00:00:00.0099300,3,4\n2024-05-10 00:00:01.5099310,5,6\n",  # Azure's of 2023.
+        "2024-05-10T00:00:00.009930Z,3,4\n2024-05-10T00:00:01.509931Z,5,6\n",
+        "2024-05-10T00:00:00.00993,3,4\n2024-05-10 02:00:01.509931+0200,5,6\n",
+        "2024-05-10 00:00:00.009930+00:00,3,4\n2024-05-09 18:30:01.509931-05:30,5,6\n",
+        "2024-05-10 00:00:00.00993+00:00,3,4\r\n\r\n,,\r\n  \r\n2024-05-10 00:00:01.509931000 Z, 5 ,6\r\n\r\n",
+        "2024-05-10 00:00:01.509931Z,5,6\n2024-05-10 00:00:00.00993Z,3,4",  # Not in order.
+        '"2024-05-10 00:00:00.00993","3","4"\n"2024-05-10 00:00:01.509931","5","6"\n',
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_azure_times_of_any_form(tmp_path, text, mark):
+    (tmp_path / "t.CSV").write_bytes((mark + HEAD + text).encode())
+    assert read_trace(tmp_path / "t.CSV") == [TraceRow(0.0, 3, 4), TraceRow(1.500001, 5, 6)]
+
+
+def test_neighbours_100_ns_apart_stay_so(tmp_path):
+    times = [f"2024-05-10 00:00:00.000000{n}+00:00,1,1\n" for n in range(10)]
+    (tmp_path / "t.csv").write_text(HEAD + "".join(times))
+    assert [row.time_s for row in read_trace(tmp_path / "t.csv")] == pytest.approx(
+        [n * 1e-7 for n in range(10)], abs=1e-12
+    )
 
 
 def test_mooncake_is_sorted_by_time(tmp_path):
@@ -49,12 +79,42 @@ def test_gzipped_equals_plain_and_limit_takes_the_first(tmp_path, name, text):
         ("a.jsonl", MOONCAKE + '{"timestamp": 1}\n', "a.jsonl:4: .*input_length"),
         ("a.jsonl", "[1, 2]\n", "a.jsonl:1: "),
         ("a.jsonl", '{"timestamp": 1, "input_length": -4, "output_length": 1}', "a.jsonl:1: .*not negative"),
-        ("a.txt", "", r"\.csv \(Azure 2023\) or \.jsonl"),
+        ("a.csv", HEAD + "2024-05-10 00:00:00+00:00,1,1\n\n2024-13-10 00:00:00Z,1,1\n", "a.csv:4: .*month"),
+        ("a.csv", HEAD + "2024-05-10,1,1\n", "a.csv:2: .*'2024-05-10' is no time"),
+        ("a.csv", HEAD + "2024-05-10 00:00:00Z,-1,1\n", "a.csv:2: .*not negative"),
+        ("a.csv", HEAD + "2024-05-10 00:00:00Z,1.5,1\n", "a.csv:2: .*1.5"),
+        ("a.csv", HEAD + '"2024-05-10 00:00:00Z,1,1\n' + "x" * 200_000, "a.csv:3: .*field larger"),
+        ("a.csv", "TIMESTAMP;ContextTokens;GeneratedTokens\n", "a.csv:1: the header must be"),
+        ("a.csv", "", "a.csv:1: the header must be"),
+        ("a.jsonl", '{"timestamp": NaN, "input_length": 4, "output_length": 1}', "a.jsonl:1: .*not finite"),
+        ("a.jsonl", '{"timestamp": 1, "input_length": 4.5, "output_length": 1}', "a.jsonl:1: .*whole number"),
+        ("a.jsonl", '{"timestamp": 1, "input_length": 1e999, "output_length": 1}', "a.jsonl:1: "),
+        ("a.jsonl", '{"timestamp": null, "input_length": 1, "output_length": 1}', "a.jsonl:1: "),
+        ("a.txt", "", r"\.csv \(Azure 2023 or 2024\) or \.jsonl"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path, name, text, where):
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=where):
+    with pytest.raises(Refusal, match=where):
+        read_trace(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", (HEAD + "2024-05-10 00:00:00Z,1,1\n").encode("utf-16")),
+        ("a.csv", gzip.compress(AZURE.encode())),
+        ("a.csv.gz", AZURE.encode()),
+        ("a.csv.gz", gzip.compress(AZURE.encode())[:-20]),
+        ("a.jsonl.gz", gzip.compress(MOONCAKE.encode())[:10] + b"torn"),
+        ("a.jsonl", MOONCAKE.encode() + b"\xff\n"),
+        ("a.csv", None),
+    ],
+)
+def test_a_file_that_is_torn_or_something_else_is_named(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refusal, match=f"{name} cannot be read"):
         read_trace(tmp_path / name)
 
 
