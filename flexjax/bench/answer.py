@@ -1,8 +1,8 @@
 """One request's answer as it comes in: chunks of a stream become token events, and their count is put right."""
 
 import collections
-import dataclasses
 import time
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -12,8 +12,7 @@ from flexjax.engine.request import FinishReason, Request, TokenEvent
 MOST_HELD = 8  # Tokens that wait at most, so that an answer without any text still comes bit by bit.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     token_ids: tuple[int, ...]
     text: str
     time: float
@@ -59,6 +58,11 @@ class Answer:
 
     def take(self, chunk: Chunk, now: float) -> None:
         """Hands over what a chunk, read at the time `now`, says."""
+        asked = self._request.params.max_tokens
+        if (chunk.completion_tokens or 0) > self._count + asked:
+            raise AnswerError(
+                f"usage says {chunk.completion_tokens} tokens, {self._count} came and {asked} were asked for"
+            )
         for choice in chunk.choices:
             if not choice.opens:
                 self._last = now
@@ -87,8 +91,6 @@ class Answer:
         self._drop(self._count - total)
         if total < self._count and how == "usage":
             raise AnswerError(f"usage says {total} tokens, {self._count} chunks held some")
-        if total > self._count + asked:
-            raise AnswerError(f"usage says {total} tokens, {self._count} chunks held some and {asked} were asked for")
         missing = total - self._count
         if missing > 0 and self._last is not None:
             self._count += missing
@@ -118,7 +120,11 @@ class Answer:
                 self._unsure += not choice.text or bool(usage)
         self._count += len(ids)
         self._told += len(ids) if told else 0
-        self._held.append(_Piece(ids, choice.text, now, told))
+        piece = _Piece(ids, choice.text, now, told)
+        if not self._unsure:
+            self._hand_over(piece)
+            return
+        self._held.append(piece)
         if not self._sent and ids and (told or choice.text or not choice.finish_reason):
             self._release(keep=0)
         self._release(keep=min(self._unsure, MOST_HELD))
@@ -141,7 +147,7 @@ class Answer:
             for place in reversed(range(len(self._held))):
                 piece = self._held[place]
                 if surplus > 0 and not piece.told and piece.token_ids and bool(piece.text) == has_text:
-                    self._held[place] = dataclasses.replace(piece, token_ids=())
+                    self._held[place] = piece._replace(token_ids=())
                     self._count -= 1
                     surplus -= 1
 
@@ -151,10 +157,13 @@ class Answer:
         while self._held and held - len(self._held[0].token_ids) >= keep:
             piece = self._held.popleft()
             held -= len(piece.token_ids)
-            if piece.token_ids or piece.text:
-                self._sent = self._sent or bool(piece.token_ids)
-                event = TokenEvent("token", self._request.id, piece.time, token_ids=piece.token_ids, text=piece.text)
-                self._tell(event)
+            self._hand_over(piece)
+
+    def _hand_over(self, piece: _Piece) -> None:
+        if piece.token_ids or piece.text:
+            self._sent = self._sent or bool(piece.token_ids)
+            event = TokenEvent("token", self._request.id, piece.time, token_ids=piece.token_ids, text=piece.text)
+            self._tell(event)
 
     def _tell(self, event: TokenEvent) -> None:
         if self._request.listener is not None:

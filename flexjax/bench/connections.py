@@ -28,8 +28,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class _Counted(httpcore.AsyncNetworkStream):
     """A stream that knows whether anything has been read from it."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream):
+    def __init__(self, stream: httpcore.AsyncNetworkStream, secure: bool):
         self._stream = stream
+        self.secure = secure
         self.received = 0  # bytes
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -152,15 +153,19 @@ class Connections:
         stream = await self._backend.connect_tcp(self._host.decode(), self._port, timeout=self._connect_s)
         if self._ssl is not None:
             stream = await stream.start_tls(self._ssl, self._host.decode(), timeout=self._connect_s)
-        counted = _Counted(stream)
+        counted = _Counted(stream, secure=self._ssl is not None)
         origin = httpcore.Origin(self._scheme, self._host, self._port)
         return _Connection(counted, httpcore.AsyncHTTP11Connection(origin, counted))
 
 
 async def _usable(connection: _Connection) -> bool:
-    if not connection.http.is_closed() and not connection.http.has_expired():
+    """Whether the server has not closed it, as far as can be seen; closes it here where it has."""
+    http, stream = connection.http, connection.stream
+    # httpcore looks at none that was never used: over TLS the server has sent session tickets there already.
+    unused_and_closed = not stream.received and not stream.secure and stream.get_extra_info("is_readable")
+    if not (http.is_closed() or http.has_expired() or unused_and_closed):
         return True
-    await connection.http.aclose()
+    await http.aclose()
     return False
 
 

@@ -41,7 +41,7 @@ class HttpConfig:
     prompt: Literal["ids", "text"] = "ids"
     ignore_eos: bool = True  # Sends `ignore_eos`, which vLLM, SGLang, llama.cpp and flexjax know; OpenAI refuses it.
     timeout_s: float = 600.0  # Of one request.
-    stall_s: float = 120.0  # Between two pieces of an answer that has begun.
+    stall_s: float = 50.0  # From token to token. After 60 s without an event a whole run is given up.
     connections: int = 16  # Open before each measured run; more where more requests were in flight at once before.
     ca_file: str = ""  # PEM file of the certificates that a private https server is signed with.
 
@@ -63,7 +63,7 @@ class HttpTarget:
         self.name = name or config.url
         self.config = config
         self._tokenizer = _load_tokenizer(config.tokenizer) if config.tokenizer else None
-        self._connections = Connections(config.url, _headers(api_key), config.ca_file, connect_s=config.timeout_s)
+        self._connections = Connections(config.url, _headers(api_key), config.ca_file)
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model
         self._server = ""
@@ -192,8 +192,10 @@ class HttpTarget:
         pieces = response.aiter_stream()
         async for piece in pieces:
             now = time.perf_counter()
-            stall.reschedule(self._loop.time() + self.config.stall_s)
-            if _take(parser.feed(piece, now), answer):
+            done = _take(parser.feed(piece, now), answer)
+            if not answer.empty:  # Before its first token a request may wait for long.
+                stall.reschedule(self._loop.time() + self.config.stall_s)
+            if done:
                 self._finish(answer, parser)
                 stall.reschedule(None)
                 with contextlib.suppress(*FAILURES, TimeoutError):  # The answer is whole: only its connection is lost.

@@ -4,11 +4,10 @@ A field that is null or missing says nothing, and an unknown one is passed over.
 in which servers tell one after a status of 200.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 UNKNOWN_TOKEN = -1  # Stands for a token whose id the server does not tell.
 SHOWN_CHARACTERS = 500  # Of what a server said, in an error message.
@@ -20,16 +19,14 @@ class AnswerError(Exception):
     """An answer cannot be used; the message says what the server sent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     text: str
     token_ids: tuple[int, ...] | None  # None where the server does not tell which tokens, or how many, these are.
     finish_reason: str  # Empty before the end.
     opens: bool  # Only names the role that speaks: holds no token.
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     choices: tuple[Choice, ...]
     completion_tokens: int | None  # Of the whole answer so far.
 
@@ -114,7 +111,7 @@ def _choice(choice: dict[str, Any]) -> Choice:
     delta = choice.get("delta") or {}
     if not isinstance(delta, dict):
         raise AnswerError(f"delta is an object; got {shorten(json.dumps(delta))}")
-    text = _text(choice) or _text(delta)
+    text = _text(choice) or (_text(delta) if delta else "")
     told = _token_ids(choice)
     opens = bool(delta.get("role")) and not text and not told and not kind
     return Choice(text, told, str(kind or ""), opens)

@@ -5,17 +5,15 @@ five control characters, all of which stand unescaped inside the JSON that serve
 """
 
 import codecs
-import dataclasses
 import re
-from collections.abc import Iterator
+from typing import NamedTuple
 
 STRAY_CHARACTERS = 10_000  # Kept of the lines that are no field of an event.
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
-@dataclasses.dataclass(frozen=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     kind: str  # Of its `event:` line; "message" without one.
     data: str  # Its `data:` lines, joined by line feeds.
     time: float  # When the bytes of its last data line were read; as given to `feed`.
@@ -42,46 +40,46 @@ class EventParser:
         """The lines that are no field of an event: what a server wrote that does not stream."""
         return "\n".join(self._stray)
 
-    def feed(self, data: bytes, now: float) -> Iterator[ServerEvent]:
+    def feed(self, data: bytes, now: float) -> list[ServerEvent]:
         """The events that `data`, read at the time `now`, completes."""
         return self._lines(self._decoder.decode(data), now)
 
-    def close(self, now: float) -> Iterator[ServerEvent]:
+    def close(self, now: float) -> list[ServerEvent]:
         """What is left at the stream's end: an event whose blank line never came."""
-        yield from self._lines(self._decoder.decode(b"", final=True) + "\n\n", now)
+        return self._lines(self._decoder.decode(b"", final=True) + "\n\n", now)
 
-    def _lines(self, text: str, now: float) -> Iterator[ServerEvent]:
+    def _lines(self, text: str, now: float) -> list[ServerEvent]:
         if self._after_cr and text:
             text = text.removeprefix("\n")
             self._after_cr = False
         if not text:
-            return
+            return []
         self._after_cr = text.endswith("\r")
         *ended, rest = _LINE_END.split(text)
-        for line in ended:
-            self._partial.append(line)
-            whole = "".join(self._partial)
+        if ended and self._partial:
+            ended[0] = "".join((*self._partial, ended[0]))
             self._partial.clear()
-            yield from self._line(whole, now)
-        self._partial.append(rest)
+        if rest:
+            self._partial.append(rest)
+        return [event for line in ended if (event := self._line(line, now)) is not None]
 
-    def _line(self, line: str, now: float) -> Iterator[ServerEvent]:
+    def _line(self, line: str, now: float) -> ServerEvent | None:
+        event = None
         field, colon, value = line.partition(":")
         value = value.removeprefix(" ")
-        if not line:
-            if any(self._data):
-                yield ServerEvent(self._kind or "message", "\n".join(self._data), self._time)
-            self._kind = ""
-            self._data.clear()
-        elif field == "data":
+        if field == "data":
             self._data.append(value)
             self._time = now
+        elif not line:
+            if any(self._data):
+                event = ServerEvent(self._kind or "message", "\n".join(self._data), self._time)
+            self._kind = ""
+            self._data.clear()
         elif field == "event":
             self._kind = value
         elif field == "error":  # No field of the standard; llama.cpp tells errors so.
-            yield ServerEvent("error", value, now)
-        elif field in ("id", "retry") or (colon and not field):
-            pass
-        elif self._stray_room > 0:
+            event = ServerEvent("error", value, now)
+        elif field not in ("id", "retry") and not (colon and not field) and self._stray_room > 0:
             self._stray.append(line[: self._stray_room])
             self._stray_room -= len(line) + 1
+        return event

@@ -27,6 +27,15 @@ def test_a_run_holds_what_happened(side, items, tmp_path):
     assert run.peak_memory_bytes > 2**20
 
 
+def test_a_target_prepares_before_its_first_request(side, items, tmp_path):
+    one = side()
+    one.target.prepare = lambda: prepared.append(len(one.target.seen))
+    prepared: list[int] = []
+    for index in range(2):
+        ab.measure(one, OFFLINE, items, round_index=index, log_directory=tmp_path)
+    assert prepared == [0, 16]
+
+
 def test_samples_of_an_earlier_run_are_left_out(side, items, tmp_path):
     one = side()
     ab.measure(one, OFFLINE, items, round_index=0, log_directory=tmp_path)

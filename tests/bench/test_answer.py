@@ -127,7 +127,8 @@ def test_the_reason_of_the_end(chunks, options, reason):
         (("a", {"text": "b", "usage": 2}), "ended after 2 of 4 tokens, without finish_reason"),
         (("a", "b", "c", "d", 1), "usage says 1 tokens, 4 chunks held some"),
         ((EMPTY, 0), "usage says 0 tokens, 1 chunks"),
-        (("a", 10**12), "usage says 1000000000000 tokens, 1 chunks held some and 4 were asked for"),
+        (("a", 10**12), "usage says 1000000000000 tokens, 1 came and 4 were asked for"),
+        (({"text": "a", "usage": 10**12},), "usage says 1000000000000 tokens, 0 came and 4 were asked for"),
     ],
 )
 def test_an_answer_that_cannot_be_right_is_an_error(chunks, why):

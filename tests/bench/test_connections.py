@@ -122,6 +122,18 @@ def test_a_connection_that_the_server_closed_while_idle_is_not_used(server):
     assert (opened, connections.repeated) == (2, 0)
 
 
+def test_nor_one_that_was_never_used(server):
+    async def use(connections):
+        await connections.open(2)
+        await asyncio.sleep(0.05)
+        server.close_idle()
+        await asyncio.sleep(0.05)
+        await ask(connections, "good")
+
+    connections, _ = run(server, use)
+    assert (connections.opened_by_requests, connections.repeated) == (1, 0)
+
+
 def test_a_request_is_sent_again_where_a_kept_connection_closed_before_any_answer(server):
     async def use(connections):
         await ask(connections, "stale")

@@ -77,8 +77,8 @@ def test_fields(stream, events):
 
 def test_an_event_has_the_time_of_its_last_data_line():
     parser = EventParser()
-    assert list(parser.feed(b"data: a\nda", 1.0)) == []
-    assert list(parser.feed(b"ta: b\n", 2.0)) == []
+    assert parser.feed(b"data: a\nda", 1.0) == []
+    assert parser.feed(b"ta: b\n", 2.0) == []
     (event,) = parser.feed(b"\ndata: c", 3.0)
     assert (event.data, event.time) == ("a\nb", 2.0)
     (last,) = parser.close(4.0)
@@ -91,5 +91,5 @@ def test_lines_that_are_no_fields_are_kept_up_to_a_limit():
     assert parser.stray == '{\n  "error": "full"\n}'
     parser = EventParser()
     for _ in range(100):
-        list(parser.feed(b"<p>" + b"x" * 997 + b"\n", 0.0))
+        parser.feed(b"<p>" + b"x" * 997 + b"\n", 0.0)
     assert STRAY_CHARACTERS - 100 < len(parser.stray) <= STRAY_CHARACTERS
