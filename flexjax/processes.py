@@ -4,16 +4,14 @@ Unless its module says otherwise (`flexjax.jobs`), a job runs in process 0 alone
 model that it spreads over them (`flexjax.engine.crew`), and serve their parts until it closes the model.
 
 Whatever ends a process ends all: the exit status of process 0 goes to every other, a failure elsewhere comes to
-process 0, and where a process is lost the others name it and end with `LOST`.
+process 0, and where a process is lost the others name it and end with `distributed.LOST`.
 """
 
-import ctypes
 import dataclasses
 import functools
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -25,9 +23,8 @@ from flexjax.engine import crew
 from flexjax.engine.crew import Load
 from flexjax.engine.post import Post
 from flexjax.engine.replicas import Replicas, load_engine
-from flexjax.hardware import compile_cache
+from flexjax.hardware import compile_cache, distributed
 
-LOST = 3  # Exit status where another process is gone.
 GRACE_S = 10.0  # For a process to end by itself, once one has failed.
 _BARRIER_S = 300.0  # For the others to finish what process 0 has finished.
 
@@ -60,7 +57,8 @@ def run(work: Callable[[Path], int], workdir: Path, *, everywhere: bool, tell: C
     """
     post = Post()
     member = _Other(post, tell) if post.index else _Leader(post, tell)
-    return member.run(work, workdir, everywhere)
+    with distributed.on_abort(member.aborted):
+        return member.run(work, workdir, everywhere)
 
 
 class _Member:
@@ -71,14 +69,13 @@ class _Member:
         self.verdict: Verdict | None = None
         self._ending = threading.Lock()
         threading.Thread(target=self._watch, name="flexjax-processes", daemon=True).start()
-        _on_abort(self._aborted)
 
     def _watch(self) -> None:
         self.post.ended.wait()
         if self.verdict is None:
             self._end_as_lost()
 
-    def _aborted(self) -> None:
+    def aborted(self) -> None:
         """JAX ends a process by itself when process 0 is gone, and does not say whose death it was."""
         if self.verdict is not None:
             _leave(self.verdict.status)
@@ -86,8 +83,8 @@ class _Member:
             self._end_as_lost()
 
     def _end_as_lost(self) -> NoReturn:
-        _say(f"error: {self.post.lost} is gone; {self.post.name(self.post.index)} ends with it.")
-        _leave(LOST)
+        _say(f"error: {self.post.lost}, and {self.post.name(self.post.index)} ends with it.")
+        _leave(distributed.LOST)
 
 
 class _Leader(_Member):
@@ -186,7 +183,8 @@ class _Other(_Member):
             engine.meeting.follow()
             engine.stop()
         except RuntimeError as error:
-            if not self._over.is_set():
+            # Where a process is gone, that is said once, for the whole job.
+            if not self.post.ended.wait(1.0) and not self._over.is_set():
                 self._report(error)
 
     def _report(self, error: BaseException) -> None:
@@ -226,16 +224,3 @@ def _leave(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)
-
-
-def _on_abort(call: Callable[[], None]) -> None:
-    """Has `call` run, in whatever thread it is, before a process is aborted. Python's own handlers would wait for the
-    main thread to come back from JAX."""
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: call())
-    _kept.append(handler)
-    library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-
-
-_kept: list[Any] = []  # C knows only their addresses.

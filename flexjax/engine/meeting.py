@@ -47,7 +47,7 @@ class Meeting:
         self.post.send(0, f"call-{self.post.index}", _FOLLOWS)
         self.post.ended.wait()
         if not self.post.closed:
-            raise RuntimeError(f"The model has ended: {self.post.lost} is gone.")
+            raise RuntimeError(f"The model has ended: {self.post.lost}.")
 
     def _gather(self) -> dict[int, str]:
         """The call of every process that does not follow."""
@@ -75,5 +75,7 @@ class Meeting:
     def _take(self, box: str) -> Any:
         letter = self.post.take(box)
         if letter is None:
-            raise RuntimeError("Process 0 has closed the model." if self.post.closed else f"{self.post.lost} is gone.")
+            raise RuntimeError(
+                "Process 0 has closed the model." if self.post.closed else f"The model has ended: {self.post.lost}."
+            )
         return letter

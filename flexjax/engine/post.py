@@ -24,7 +24,7 @@ class Post:
     """Every process is connected with process 0 alone, which passes on what is addressed to another.
 
     What one process sends to a box of another arrives in that order. The end is told to every box: by `close` in
-    process 0, or when any process is lost; `lost` then names it.
+    process 0, or when any process is lost; `lost` then says which: "process 1 of 4 (host-b) is gone".
     """
 
     def __init__(self):
@@ -36,7 +36,7 @@ class Post:
         self._sending = {number: threading.Lock() for number in self._links}
         self.ended = threading.Event()
         self.closed = False  # By process 0, and not because a process was lost.
-        self.lost = ""  # Which one was.
+        self.lost = ""
         self._readers = [
             threading.Thread(target=self._read, args=(number, link), name=f"flexjax-post-{number}", daemon=True)
             for number, link in self._links.items()
@@ -58,7 +58,7 @@ class Post:
             with self._sending[number]:
                 self._links[number].send((to, box, letter))
         except OSError:
-            self._end(closed=False, lost=self.name(number))
+            self._end(closed=False, lost=f"{self.name(number)} is gone")
 
     def take(self, box: str, timeout: float | None = None) -> Any | None:
         """The next letter; waits for it. None once everything has ended. `queue.Empty` after `timeout` seconds."""
@@ -78,7 +78,7 @@ class Post:
 
     def abandon(self) -> None:
         """Ends everything for everyone, because this process cannot go on."""
-        self._end(closed=False, lost=self.name(self.index))
+        self._end(closed=False, lost=f"{self.name(self.index)} has failed")
 
     def _read(self, number: int, link: Connection) -> None:
         try:
@@ -90,7 +90,7 @@ class Post:
                     return self._end(closed=False, lost=letter)
                 self.send(to, box, letter)
         except (EOFError, OSError):
-            self._end(closed=False, lost=self.name(number))
+            self._end(closed=False, lost=f"{self.name(number)} is gone")
 
     def _box(self, name: str) -> SimpleQueue[Any]:
         with self._changing:

@@ -55,8 +55,7 @@ class Replicas:
 
     def __init__(self, engines: "Sequence[Engine | Remote]", meeting: Meeting | None = None):
         self.engines, self.meeting = tuple(engines), meeting
-        self._first = next(engine for engine in engines if isinstance(engine, Engine))
-        first = self._first
+        first = self._first = self.here[0]
         self.config, self.vocabulary, self.placement = first.config, first.vocabulary, first.placement
         self.model_config, self.max_model_len = first.model_config, first.max_model_len
         self._routing = threading.Lock()
@@ -99,6 +98,11 @@ class Replicas:
         """One turn of every engine; False when none has anything to do."""
         busy = [engine.step() for engine in self.engines]
         return any(busy)
+
+    @property
+    def here(self) -> tuple[Engine, ...]:
+        """Those that this process has a part in and does not lead from afar."""
+        return tuple(engine for engine in self.engines if isinstance(engine, Engine))
 
     @property
     def runners(self) -> tuple[StepRunner, ...]:
@@ -182,7 +186,7 @@ def _wait_for_all(post: Post) -> None:
         return post.send(0, _LOADED, post.index)
     for _ in range(1, post.count):
         if post.take(_LOADED) is None:
-            raise RuntimeError(f"{post.lost} is gone.")
+            raise RuntimeError(f"The model has ended: {post.lost}.")
 
 
 def _box(replica: int) -> str:

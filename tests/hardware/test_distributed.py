@@ -17,7 +17,7 @@ PLACE = dict(JAX_COORDINATOR_ADDRESS="host:1234", JAX_NUM_PROCESSES="2", JAX_PRO
 def joined(monkeypatch) -> list[tuple]:
     """What `jax.distributed.initialize` is called with, which does not run."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
     for name in PLACE:
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -54,7 +54,7 @@ def test_a_half_said_place_is_refused(joined, monkeypatch, change, says):
 
 
 def test_no_cluster_and_no_environment_is_refused(monkeypatch):
-    def initialize():
+    def initialize(**_):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
