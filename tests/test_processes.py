@@ -298,7 +298,7 @@ def test_a_process_that_is_killed_in_a_run_ends_the_other_with_its_name(bench):
     job.kill(1)
     began = time.monotonic()
     assert job.statuses() == [distributed.LOST, -signal.SIGKILL], job.printed
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert f"error: process 1 of 2 ({socket.gethostname()}) is gone, and process 0 of 2" in job.printed[0]
 
 
@@ -307,7 +307,7 @@ def test_where_process_0_is_killed_the_other_names_it(fake):
     job = fake()
     job.until(lambda: (job.workdirs[0] / "began").exists() and "follows" in job.printed[1])
     job.kill(0)
-    assert job.statuses(60) == [-signal.SIGKILL, distributed.LOST], job.printed
+    assert job.statuses() == [-signal.SIGKILL, distributed.LOST], job.printed
     assert "error: process 0 of 2 (127.0.0.1) is gone, and process 1 of 2" in job.printed[1]
 
 
@@ -316,13 +316,13 @@ def test_an_interrupt_of_process_0_ends_both(fake):
     job = fake()
     job.until(lambda: (job.workdirs[0] / "began").exists())
     job.kill(0, signal.SIGINT)
-    assert job.statuses(60) == [130, 130], job.printed
+    assert job.statuses() == [130, 130], job.printed
     assert lines(job.printed[0])[-1] == "interrupted" and lines(job.printed[1]) == ["process 1 of 2 follows"]
 
 
 @pytest.mark.slow
 def test_a_refusal_in_process_0_ends_both(fake):
     job = fake("--config.does=refuse")
-    assert job.statuses(60) == [2, 2], job.printed
+    assert job.statuses() == [2, 2], job.printed
     assert "error: does must be something else." in job.printed[0]
     assert lines(job.printed[1]) == ["process 1 of 2 follows"]
