@@ -9,15 +9,18 @@
   --workdir=DIR            where the results go; runs/<date-time>-<config name> unless given
   --debug                  tracebacks for wrong input too
 
-Exit status: the job's own (0 well, 1 an invalid result), 2 for wrong input, 130 after Ctrl-C.
+Exit status: the job's own (0 well, 1 an invalid result), 2 for wrong input, 130 after Ctrl-C. With
+--config.distributed every process ends with that of process 0, or with 3 where one of them is lost.
 """
 
 import datetime
 import difflib
+import functools
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,18 +39,29 @@ from flexjax.refusal import Refusal
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (`sys.argv` unless given) and returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         return _run(args)
-    except KeyboardInterrupt:
-        console.print("interrupted", style="yellow")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return _tell(interrupt)
     except (Refusal, flags.Error) as error:
         if "--debug" in args:
             raise
+        return _tell(error)
+
+
+def _tell(error: BaseException, debug: bool = False) -> int:
+    """Prints what ended the run, and returns the exit status."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if isinstance(error, KeyboardInterrupt):
+        console.print("interrupted", style="yellow")
+        return 130
+    refused = isinstance(error, Refusal | flags.Error)
+    if debug or not refused:
+        traceback.print_exception(error)
+    else:
         console.print(f"error: {error}", style="bold red", markup=False)
         console.print("(--debug shows where it was raised)", style="dim")
-        return 2
+    return 2 if refused else 1
 
 
 def _run(args: list[str]) -> int:
@@ -82,11 +96,34 @@ def _run(args: list[str]) -> int:
     name = Path(values["config"].value.partition(":")[0]).stem
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(values["workdir"].value or f"runs/{now}-{name}")
-    workdir.mkdir(parents=True, exist_ok=True)
+
+    def work(workdir: Path) -> int:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _log_devices(launch.job, workdir)
+        return job.run(config, workdir)
+
     if launch.distributed:
-        distributed.join()
-    _log_devices(launch.job, workdir)
-    return job.run(config, workdir)
+        return _together(job, work, workdir, debug=bool(values["debug"].value))
+    return work(workdir)
+
+
+def _together(job: ModuleType, work: Callable[[Path], int], workdir: Path, debug: bool) -> int:
+    """Runs the job over the processes of all hosts, in the way that its module states."""
+    runs_in = getattr(job, "PROCESSES", "first")
+    if runs_in == "one":
+        name = job.__name__.rpartition(".")[2]
+        raise Refusal(
+            f"The job {name!r} runs in one process, and distributed=True joins several. Run it on one host, without "
+            "--config.distributed."
+        )
+    distributed.join()
+    import jax  # Not at the top: the flags must be set first.
+
+    if jax.process_count() == 1:
+        return work(workdir)
+    from flexjax import processes
+
+    return processes.run(work, workdir, everywhere=runs_in == "every", tell=functools.partial(_tell, debug=debug))
 
 
 def _override(cls: type, values: dict[str, Any], args: Sequence[str]) -> config_dict.ConfigDict:
@@ -133,10 +170,13 @@ def _help(cls: type | None = None) -> str:
 def _log_devices(job: str, workdir: Path) -> None:
     import jax  # Not at the top: the flags must be set first.
 
+    if jax.process_index():
+        return
     devices = jax.devices()
-    host = f", process {jax.process_index()} of {jax.process_count()}" if jax.process_count() > 1 else ""
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(
-        f"flexjax {job}: {len(devices)} × {devices[0].device_kind}{host}, jax {jax.__version__}, results in {workdir}"
+        f"flexjax {job}: {len(devices)} × {devices[0].device_kind}{hosts}, jax {jax.__version__}, results in {workdir}",
+        flush=True,
     )
 
 

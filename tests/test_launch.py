@@ -14,6 +14,8 @@ from flexjax import config as config_lib
 from flexjax import launch
 from flexjax.refusal import Refusal
 
+JOBS = [path.stem for path in sorted(Path(flexjax.jobs.__file__).parent.glob("[a-z]*.py"))]
+
 JOB = '''
 """Writes down what it was given."""
 import dataclasses, json
@@ -168,6 +170,20 @@ def test_processes_are_joined_before_the_job(note, tmp_path, monkeypatch, flag):
     assert launch.run([f"--config={note}", flag, f"--workdir={tmp_path / 'w'}"]) == 0
     assert joined == [False]
     assert seen(tmp_path / "w")["end"] == "well"
+
+
+def test_a_job_of_one_process_is_refused_before_the_processes_are_joined(note, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "jobs" / "note_down.py"
+    file.write_text(file.read_text() + '\nPROCESSES = "one"\n')
+    monkeypatch.setattr(launch.distributed, "join", lambda: pytest.fail("joined"))
+    assert launch.run([f"--config={note}", "--config.distributed", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert "'note_down' runs in one process, and distributed=True joins several" in capsys.readouterr().err
+
+
+def test_jobs_say_how_they_run_over_several_processes():
+    stated = {name: getattr(importlib.import_module(f"flexjax.jobs.{name}"), "PROCESSES", "first") for name in JOBS}
+    assert set(stated.values()) <= {"first", "every", "one"}
+    assert stated["bench"] == stated["profile"] == "first" and stated["train"] == "every"
 
 
 def test_the_console_script_is_the_same_entry():

@@ -14,12 +14,21 @@ from typing import Any
 from flexjax.engine.engine import Engine, Scoring
 from flexjax.engine.post import Post
 from flexjax.engine.request import Request
+from flexjax.engine.scheduler import Plan
 from flexjax.engine.sequence import Sequence as Running
 
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
     request_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """In place of a turn: dispatches of one plan."""
+
+    plan: Plan
+    times: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +42,15 @@ class Followers:
 
     def __call__(self, taken: Sequence[Any]) -> None:
         """Also of nothing: they take as many turns as the leader."""
-        letters = [letter for item in taken if (letter := _letter(item)) is not None]
+        self._send([letter for item in taken if (letter := _letter(item)) is not None])
+
+    def replay(self, plan: Plan, times: int) -> None:
+        """Has them dispatch one plan so often, with no turn around it, as the leader is about to."""
+        self._send(Replay(plan, times))
+
+    def _send(self, turn: Any) -> None:
         for process in self.processes:
-            self.post.send(process, self.box, (self.replica, letters))
+            self.post.send(process, self.box, (self.replica, turn))
 
 
 def _letter(item: Any) -> Request | Cancel | Scoring | None:
@@ -55,6 +70,10 @@ def follow(engines: Mapping[int, Engine], post: Post, box: str) -> None:
         while (turn := post.take(box)) is not None:
             replica, letters = turn
             engine = engines[replica]
+            if isinstance(letters, Replay):
+                for _ in range(letters.times):
+                    engine.runner.run(letters.plan)
+                continue
             for letter in letters:
                 if isinstance(letter, Cancel):
                     engine.cancel(letter.request_id)

@@ -47,7 +47,7 @@ class Meeting:
         self.post.send(0, f"call-{self.post.index}", _FOLLOWS)
         self.post.ended.wait()
         if not self.post.closed:
-            raise RuntimeError("A process of this model is gone, and the others with it.")
+            raise RuntimeError(f"The model has ended: {self.post.lost}.")
 
     def _gather(self) -> dict[int, str]:
         """The call of every process that does not follow."""
@@ -76,6 +76,6 @@ class Meeting:
         letter = self.post.take(box)
         if letter is None:
             raise RuntimeError(
-                "Process 0 has closed the model." if self.post.closed else "A process of this model is gone."
+                "Process 0 has closed the model." if self.post.closed else f"The model has ended: {self.post.lost}."
             )
         return letter

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flexjax.engine import crew
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.lockstep import Followers, follow
@@ -20,6 +21,8 @@ from flexjax.engine.runner import StepRunner
 from flexjax.engine.stats import EngineStats
 from flexjax.hardware.mesh import make_mesh, replicas
 from flexjax.refusal import Refusal, Unsupported
+
+_LOADED = "loaded"
 
 
 def load_engine(
@@ -36,6 +39,8 @@ def load_engine(
     meshes = replicas(make_mesh(config.mesh, devices))
     members = [tuple(sorted({d.process_index for d in mesh.devices.flat})) for mesh in meshes]
     if any(processes != (jax.process_index(),) for processes in members):
+        _check_members(members, range(jax.process_count()))
+        crew.summon(directory, config, devices)
         return _across_processes(directory, config, meshes, members)
     engines = [Engine.load(directory, config, mesh) for mesh in meshes]
     return Replicas(engines) if len(engines) > 1 else engines[0]
@@ -50,8 +55,7 @@ class Replicas:
 
     def __init__(self, engines: "Sequence[Engine | Remote]", meeting: Meeting | None = None):
         self.engines, self.meeting = tuple(engines), meeting
-        self._first = next(engine for engine in engines if isinstance(engine, Engine))
-        first = self._first
+        first = self._first = self.here[0]
         self.config, self.vocabulary, self.placement = first.config, first.vocabulary, first.placement
         self.model_config, self.max_model_len = first.model_config, first.max_model_len
         self._routing = threading.Lock()
@@ -94,6 +98,11 @@ class Replicas:
         """One turn of every engine; False when none has anything to do."""
         busy = [engine.step() for engine in self.engines]
         return any(busy)
+
+    @property
+    def here(self) -> tuple[Engine, ...]:
+        """Those that this process has a part in and does not lead from afar."""
+        return tuple(engine for engine in self.engines if isinstance(engine, Engine))
 
     @property
     def runners(self) -> tuple[StepRunner, ...]:
@@ -143,8 +152,7 @@ def _across_processes(
     directory: str | Path, config: EngineConfig, meshes: Sequence[Mesh], members: Sequence[tuple[int, ...]]
 ) -> Replicas:
     """This process's part: a replica is led by the first of its processes, and process 0 knows them all."""
-    here, everyone = jax.process_index(), range(jax.process_count())
-    _check_members(members, everyone)
+    here = jax.process_index()
     post = Post()
     engines = {i: Engine.load(directory, config, mesh) for i, mesh in enumerate(meshes) if here in members[i]}
     jobs: list[tuple[Any, ...]] = []
@@ -164,11 +172,21 @@ def _across_processes(
     for thread in threads:
         thread.start()
     meeting = Meeting(post)
+    _wait_for_all(post)
     if here != 0:
         return Follower(list(engines.values()), meeting, threads)
     first = next(iter(engines.values()))
     faces = [engines.get(i) or Remote(post, processes[0], _box(i), first) for i, processes in enumerate(members)]
     return Replicas(faces, meeting)
+
+
+def _wait_for_all(post: Post) -> None:
+    """Process 0's first requests find every process ready."""
+    if post.index:
+        return post.send(0, _LOADED, post.index)
+    for _ in range(1, post.count):
+        if post.take(_LOADED) is None:
+            raise RuntimeError(f"The model has ended: {post.lost}.")
 
 
 def _box(replica: int) -> str:

@@ -20,6 +20,7 @@ from flexjax.refusal import Refusal
 VERSION = "1"  # Of what the columns mean.
 DTYPES = ("float32", "bfloat16", "int8")  # Where the table of chips has no peak to ask for.
 GOAL = 0.8  # Of the table's peak, for a matrix product.
+PROCESSES = "one"  # Each counts by its own clock how often it repeats a collective, and all must repeat it as often.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flexjax.refusal import Refusal
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 PACKAGES = ("jax", "jax-triton", "triton", "nvidia-cudnn-cu13", "tokamax")
+PROCESSES = "one"  # The kernels run in processes of their own, to which the GPU must be free.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Where a decoding step's time goes: the device alone against the whole engine, in alternating rounds."""
 
+import contextlib
 import csv
 import dataclasses
 import statistics
@@ -11,11 +12,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine
+from flexjax.engine.lockstep import Followers
 from flexjax.engine.scheduler import Chunk, Plan
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.text import TextStream
 from flexjax.hardware import compile_cache
+from flexjax.refusal import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Config:
     prompt_tokens: int = 64
     output_tokens: int = 128
     rounds: int = 7  # Of each side, A B A B …
+
+    def __post_init__(self):
+        if self.engine.mesh is not None and self.engine.mesh.data != 1:
+            raise Refusal(f"One replica is profiled, which the mesh must be: data=1; got data={self.engine.mesh.data}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,17 @@ class Round:
 
 def run(config: Config, workdir: Path) -> int:
     compile_cache.enable()
-    engine = Engine.load(config.model, config.engine)
+    loaded = load_engine(config.model, config.engine)
+    with contextlib.ExitStack() as stack:
+        stack.callback(loaded.stop)
+        (engine,) = loaded.here if isinstance(loaded, Replicas) else (loaded,)
+        rounds = _measure(engine, config)
+    _write(rounds, workdir / "profile.csv")
+    _print(rounds, config)
+    return 0
+
+
+def _measure(engine: Engine, config: Config) -> list[Round]:
     rng = np.random.default_rng(0)
     size = config.engine.max_num_seqs
     prompts = rng.integers(1, engine.runner.vocab_size, (size, config.prompt_tokens))
@@ -54,9 +71,7 @@ def run(config: Config, workdir: Path) -> int:
         one = Round(device_ms, *_engine_round(engine, prompts, config))
         if i:  # The first warms up.
             rounds.append(one)
-    _write(rounds, workdir / "profile.csv")
-    _print(rounds, config)
-    return 0
+    return rounds
 
 
 def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config) -> tuple[float, float]:
@@ -90,6 +105,8 @@ def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
         sequence.pages = [next(pages) for _ in range(engine.pool.pages_for(start + num_steps))]
         chunks.append(Chunk(sequence, start, 1, num_steps))
     plan = Plan(tuple(chunks), len(chunks), num_steps)
+    if isinstance(engine.followers, Followers):
+        engine.followers.replay(plan, 1 + dispatches)
     sampled = engine.runner.run(plan)
     sampled.tokens.block_until_ready()
     began = time.perf_counter()

@@ -21,6 +21,8 @@ from flexjax.records import Record, append, read, to_json, write_json
 from flexjax.refusal import Refusal
 from flexjax.sweep import EXECUTORS, ExecutorConfig, Outcome, Point, Task, grid, resolve
 
+PROCESSES = "one"  # Its points are jobs of their own; over several hosts Ray runs them (executor.kind).
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -21,6 +21,8 @@ from flexjax.train.plot import plot_loss
 from flexjax.train.step import LoopConfig, TrainProgram
 from flexjax.train.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 
+PROCESSES = "every"
+
 
 def _llama_6x256() -> dict[str, Any]:
     return {

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from devices import REPOSITORY, environment
 
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.engine.lockstep import Followers, follow
+from flexjax.engine.scheduler import Plan
 
 FOLDER = Path(__file__).parents[1] / "models" / "transformer" / "golden" / "llama3"
 MESHES = ["one over both", "one in each", "two over both"]
@@ -57,6 +59,15 @@ def test_a_follower_takes_the_same_turns(tiny_model):
     follow({0: follower}, post, "turns")
     assert len(plans[leader]) > 30 and plans[follower] == plans[leader]
     assert follower.num_open == 0 and follower.pool.num_used == 0
+
+
+def test_a_follower_dispatches_a_plan_as_often_as_its_leader():
+    post, ran = Boxes(), []
+    plan = Plan((), 0, 1)
+    Followers(post, (1,), "turns", replica=0).replay(plan, 3)
+    runner = types.SimpleNamespace(run=ran.append)
+    follow({0: types.SimpleNamespace(runner=runner)}, post, "turns")
+    assert ran == [plan] * 3
 
 
 def stated(plan) -> list:

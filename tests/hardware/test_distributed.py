@@ -1,6 +1,7 @@
 """Which process this is: from the environment, or from the cluster."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ PLACE = dict(JAX_COORDINATOR_ADDRESS="host:1234", JAX_NUM_PROCESSES="2", JAX_PRO
 def joined(monkeypatch) -> list[tuple]:
     """What `jax.distributed.initialize` is called with, which does not run."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
     for name in PLACE:
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -54,13 +55,40 @@ def test_a_half_said_place_is_refused(joined, monkeypatch, change, says):
 
 
 def test_no_cluster_and_no_environment_is_refused(monkeypatch):
-    def initialize():
+    def initialize(**_):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="Set JAX_COORDINATOR_ADDRESS=host:port"):
         distributed.join()
+
+
+@pytest.mark.parametrize(("inside", "status"), [(True, 5), (False, -signal.SIGABRT)])
+def test_who_aborts_a_process_is_told_first(inside, status):
+    """In a thread, while the main one never comes back to Python's own handlers."""
+    program = (
+        "import os, threading, time; from flexjax.hardware import distributed\n"
+        "with distributed.on_abort(lambda: (print('told', flush=True), os._exit(5))):\n"
+        f"    if {inside}:\n"
+        "        threading.Thread(target=os.abort).start(); time.sleep(60)\n"
+        "os.abort()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "told\n" if inside else "")
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_said(tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    program = "from flexjax.hardware import distributed; distributed.WAIT_S = 3; distributed.join()"
+    place = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **place}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == distributed.LOST
+    assert f"error: this process waited 3 s for the others at {address}, and not all of them came." in done.stderr
 
 
 def test_two_launched_processes_see_each_others_devices(tmp_path):
