@@ -20,7 +20,14 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
-from flexjax.kernels.ragged_paged_attention import Int4Pages, one_pool, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import (
+    LARGEST,
+    Int4Pages,
+    ScaledPages,
+    one_pool,
+    put_back,
+    ragged_paged_attention,
+)
 from flexjax.quantize import QuantizedTable, QuantizedWeight, Weight, table_operand
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
@@ -238,14 +245,14 @@ class Transformer(nnx.Module):
         def attend(layer: Layer, pages: Any, index: Array | None, q: Array, k: Array, v: Array):
             pool, table = pages, batch.page_table
             if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
-                pool, num_pages = one_pool(pages)
+                pool, num_pages = one_pool(pages, index)
                 table = table + index * num_pages
             mixed, pool = ragged_paged_attention(
                 q, k, v, pool, batch.query_starts, batch.kv_lengths, table,
                 scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
-                max_query_len=batch.max_query_len, kv_scale=batch.kv_scale,
+                max_query_len=batch.max_query_len,
             )  # fmt: skip
-            return mixed, jax.tree.map(lambda new, old: new.reshape(old.shape), pool, pages)
+            return mixed, pool if index is None else put_back(pool, pages, index)
 
         return self._forward(batch.tokens, batch.positions, cache, attend)
 
@@ -377,17 +384,24 @@ class Transformer(nnx.Module):
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
         """One `[num_pages, page_size, K, 2, H]` leaf a layer, or when stacked one of all,
-        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. In int4, `Int4Pages` of leaves a
-        layer, or stacked one of all. Attention needs no slots."""
+        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. In int8 and float8 `ScaledPages`
+        of leaves a layer, in int4 `Int4Pages`, or stacked one of all. Attention needs no slots."""
         if jnp.dtype(dtype) == jnp.int4:
             return self._int4_cache(num_pages, page_size)
         leaves = self._cache((num_pages, page_size), ("pages", "page"), dtype)
-        if not isinstance(self.blocks, Scan):
-            return leaves
-        (leaf,) = leaves
-        *outer, num_heads, two, head_dim = leaf.shape
-        axes = tuple(axis for axis in leaf.axes if axis is not None)
-        return [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
+        if isinstance(self.blocks, Scan):
+            (leaf,) = leaves
+            *outer, num_heads, two, head_dim = leaf.shape
+            axes = tuple(axis for axis in leaf.axes if axis is not None)
+            leaves = [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
+        return [self._scaled(leaf) for leaf in leaves] if jnp.dtype(dtype).name in LARGEST else leaves
+
+    def _scaled(self, values: CacheLeaf) -> ScaledPages:
+        K, H = self.config.num_kv_heads, self.config.head_dim
+        layers, names = ((self.config.num_layers,), ("layers",)) if isinstance(self.blocks, Scan) else ((), ())
+        scales = CacheLeaf((*layers, K, 2, H), jnp.float32, (*names, "kv_heads", None, "head_dim"), values.copies)
+        clipped = CacheLeaf((*layers, K, 2), jnp.uint32, (*names, "kv_heads", None), values.copies)
+        return ScaledPages(values, scales, clipped)
 
     def _int4_cache(self, num_pages: int, page_size: int) -> list[Int4Pages]:
         config = self.config
