@@ -136,6 +136,14 @@ class Stackable(Protocol):
 
 
 @runtime_checkable
+class Rotary(Protocol):
+    """A `CausalLM` that turns channel i of a key with channel i + H / 2 by an angle that grows with its position, so
+    that either can become as large as both together."""
+
+    rotary: Sequence[bool]  # Of each layer.
+
+
+@runtime_checkable
 class Recomputing(Protocol):
     """A `CausalLM` whose layers can be computed again in the backward pass, in place of keeping their activations."""
 

@@ -7,7 +7,6 @@ step and `[B, T]` in `dense`.
 Activations have the parameters' dtype; norms, softmax, rope and logits are computed in float32.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
-from flexjax.kernels.ragged_paged_attention import (
-    LARGEST,
-    Int4Pages,
-    ScaledPages,
-    one_pool,
-    put_back,
-    ragged_paged_attention,
-)
+from flexjax.kernels.ragged_paged_attention import one_pool, put_back, ragged_paged_attention
 from flexjax.quantize import QuantizedTable, QuantizedWeight, Weight, table_operand
+from models.transformer.cache import dense, paged
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
 from models.transformer.scan import Scan
@@ -382,51 +375,18 @@ class Transformer(nnx.Module):
         scalar = self.config.query_scalar
         return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
+    @property
+    def rotary(self) -> tuple[bool, ...]:
+        """Of each layer, whether it turns its keys by their positions."""
+        return tuple(layer.rope is not None for layer in self.config.layers)
+
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
-        """One `[num_pages, page_size, K, 2, H]` leaf a layer, or when stacked one of all,
-        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. In int8 and float8 `ScaledPages`
-        of leaves a layer, in int4 `Int4Pages`, or stacked one of all. Attention needs no slots."""
-        if jnp.dtype(dtype) == jnp.int4:
-            return self._int4_cache(num_pages, page_size)
-        leaves = self._cache((num_pages, page_size), ("pages", "page"), dtype)
-        if isinstance(self.blocks, Scan):
-            (leaf,) = leaves
-            *outer, num_heads, two, head_dim = leaf.shape
-            axes = tuple(axis for axis in leaf.axes if axis is not None)
-            leaves = [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
-        return [self._scaled(leaf) for leaf in leaves] if jnp.dtype(dtype).name in LARGEST else leaves
-
-    def _scaled(self, values: CacheLeaf) -> ScaledPages:
-        K, H = self.config.num_kv_heads, self.config.head_dim
-        layers, names = ((self.config.num_layers,), ("layers",)) if isinstance(self.blocks, Scan) else ((), ())
-        scales = CacheLeaf((*layers, K, 2, H), jnp.float32, (*names, "kv_heads", None, "head_dim"), values.copies)
-        clipped = CacheLeaf((*layers, K, 2), jnp.uint32, (*names, "kv_heads", None), values.copies)
-        return ScaledPages(values, scales, clipped)
-
-    def _int4_cache(self, num_pages: int, page_size: int) -> list[Int4Pages]:
-        config = self.config
-        layers, names = ((config.num_layers,), ("layers",)) if isinstance(self.blocks, Scan) else ((), ())
-
-        def leaf(heads: int, inner: tuple[int, ...], inner_names: tuple[str, ...], dtype: Any, paired: bool) -> Any:
-            copies = config.num_heads // config.num_kv_heads
-            axes = (*names, "pages", "kv_heads", *inner_names)
-            return CacheLeaf((*layers, num_pages, heads, *inner), dtype, axes, copies, paired)
-
-        K = config.num_kv_heads
-        values = leaf(K, (page_size, config.head_dim), ("page", "head_dim"), jnp.int8, False)
-        return [Int4Pages(values, leaf(2 * K, (page_size,), ("page",), jnp.bfloat16, True))] * self._num_leaves
+        """One leaf a layer, or when stacked one of all (`models.transformer.cache`). Attention needs no slots."""
+        return paged(self.config, isinstance(self.blocks, Scan), num_pages, page_size, dtype)
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
         """One `[B, S, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked."""
-        return self._cache((batch_size, length), ("batch", "length"), dtype)
-
-    def _cache(self, leading: tuple[int, int], names: tuple[str, str], dtype: Any) -> list[CacheLeaf]:
-        shape = (*leading, self.config.num_kv_heads, 2, self.config.head_dim)
-        axes = (*names, "kv_heads", None, "head_dim")
-        copies = self.config.num_heads // self.config.num_kv_heads
-        if isinstance(self.blocks, Scan):
-            return [CacheLeaf((self.config.num_layers, *shape), dtype, ("layers", *axes), copies)]
-        return [CacheLeaf(shape, dtype, axes, copies) for _ in self.config.layers]
+        return dense(self.config, isinstance(self.blocks, Scan), (batch_size, length), ("batch", "length"), dtype)
 
 
 def softcapped(x: Array, cap: float | None) -> Array:

@@ -45,7 +45,8 @@ class ScaledPages:
     clipped: UInt[Array, "heads 2"]  # uint32
 
 
-Pages = Num[Array, "num_pages page_size heads 2 H"] | Int4Pages | ScaledPages
+BarePages = Num[Array, "num_pages page_size heads 2 H"] | Int4Pages  # As a body has them that knows no scales.
+Pages = BarePages | ScaledPages
 
 
 def sizes(kv_pages: Any) -> tuple[int, int, int, int]:
@@ -71,6 +72,7 @@ def one_pool(stacked: Any, layer: Int[Array, ""]) -> tuple[Pages, int]:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), stacked.values.shape[1]
     if isinstance(stacked, ScaledPages):
         values, num_pages = one_pool(stacked.values, layer)
+        assert not isinstance(values, Int4Pages | ScaledPages)
         return ScaledPages(values, stacked.scales[layer], stacked.clipped[layer]), num_pages
     _, num_pages, page_size, KV, H = stacked.shape
     return stacked.reshape(-1, page_size, KV // 2, 2, H), num_pages
@@ -140,12 +142,12 @@ def int4_encoded(
 
 
 def written(
-    kv_pages: Pages,
+    kv_pages: BarePages,
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
     page: Int[Array, "T"],
     row: Int[Array, "T"],
-) -> Pages:
+) -> BarePages:
     """The pages with key and value t at `page[t], row[t]`; past the last page nothing is written. Where they are
     `ScaledPages`, their bare values are given, and keys and values in their units."""
     if isinstance(kv_pages, Int4Pages):
@@ -158,7 +160,7 @@ def written(
     return kv_pages.at[page, row].set(new, mode="drop")
 
 
-def read(kv_pages: Pages, table: Int[Array, "B P"]) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+def read(kv_pages: BarePages, table: Int[Array, "B P"]) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Float32 keys and values of the pages of the table, those of bare values of `ScaledPages` in their units."""
     _, page_size, K, H = sizes(kv_pages)
     B, P = table.shape

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
 from jaxtyping import Array, Float, Int, Num
 
 from flexjax.kernels.ragged_paged_attention import pallas_tpu_int4
-from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, encoded
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, BarePages, Int4Pages, encoded
 from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 from flexjax.kernels.tuning import ByChip, on_chip
 
@@ -35,7 +35,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -44,7 +44,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. The declared cost is that of contexts as long as the page table is wide: the most
     that a call can read."""
     if isinstance(kv_pages, Int4Pages):

@@ -17,7 +17,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name, sizes, written
+from flexjax.kernels.ragged_paged_attention.pages import BarePages, Int4Pages, dtype_name, sizes, written
 from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 
 BLOCK_M_DECODE = 16  # Rows times heads of a kv head at a time: the fewest that the tensor cores take,
@@ -33,7 +33,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -42,7 +42,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. In bfloat16 weights are rounded to it before they are multiplied with values."""
     _refuse(q, kv_pages)
     (T, N, H), (num_pages, page_size, K, _), (B, P) = q.shape, sizes(kv_pages), page_table.shape
@@ -101,7 +101,7 @@ def ragged_paged_attention(
     return out.astype(q.dtype), kv_pages
 
 
-def _refuse(q: Array, kv_pages: Pages) -> None:
+def _refuse(q: Array, kv_pages: BarePages) -> None:
     served = ("bfloat16", "float32")
     if q.dtype.name not in served or dtype_name(kv_pages) not in (*served, "int8", "float8_e4m3fn", "int4"):
         raise NotImplementedError(
@@ -112,7 +112,7 @@ def _refuse(q: Array, kv_pages: Pages) -> None:
         raise NotImplementedError(f"head_dim={q.shape[2]} is more than the 256 that fit a program's memory")
 
 
-def _cost(q: Array, kv_pages: Pages, page_table: Array) -> Any:
+def _cost(q: Array, kv_pages: BarePages, page_table: Array) -> Any:
     """Of every sequence at the full width of the page table, each page read once."""
     T, N, H = q.shape
     num_pages, page_size, _, _ = sizes(kv_pages)

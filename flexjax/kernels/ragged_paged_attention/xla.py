@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.pages import Pages, read, sizes, written
+from flexjax.kernels.ragged_paged_attention.pages import BarePages, read, sizes, written
 from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 
 BLOCK_ROWS = 64  # Rows of one sequence at a time.
@@ -20,7 +20,7 @@ def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -29,7 +29,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. No temporary grows with rows times context."""
     T = q.shape[0]
     num_pages, page_size, _, _ = sizes(kv_pages)
@@ -59,7 +59,7 @@ def ragged_paged_attention(
 
 def _by_blocks(
     q: Float[Array, "T N H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -96,7 +96,7 @@ def _attend(
     q: Float[Array, "B T N H"],
     position: Int[Array, "B T"],
     live: Bool[Array, "B T"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     page_table: Int[Array, "B P"],
     *,
     window: int | None,

@@ -108,9 +108,8 @@ def test_one_layer_of_stacked_pages_is_changed_and_no_other():
     np.testing.assert_array_equal(pool.scales, stacked.scales[1])
     back = put_back(dataclasses.replace(pool, clipped=pool.clipped + 7), stacked, jnp.int32(1))
     np.testing.assert_array_equal(back.values, stacked.values)
-    np.testing.assert_array_equal(
-        back.clipped - stacked.clipped, np.array([0, 7, 0])[:, None, None] * np.ones((3, 2, 2))
-    )
+    more = np.asarray(back.clipped - stacked.clipped)
+    assert (more[1] == 7).all() and not more[[0, 2]].any()
 
 
 @pytest.mark.parametrize("copies", [1, 2])
