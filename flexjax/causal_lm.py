@@ -54,7 +54,6 @@ class RaggedBatch:
     page_table: Int[Array, "B P"]
     state_slots: Int[Array, "B"]  # One slot a sequence, for fixed-size recurrent state.
     max_query_len: int = dataclasses.field(metadata=dict(static=True))
-    kv_scale: float | None = dataclasses.field(default=None, metadata=dict(static=True))  # Of an int8 or float8 cache.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +108,8 @@ class CausalLM(Protocol):
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
         """The paged cache as a pytree of `CacheLeaf`; attention layers give one leaf each,
         `[num_pages, page_size, K, 2, H]` with keys at index 0 and values at 1 of the fourth axis, or one of all
-        layers, `[L, num_pages, page_size, 2 K, H]`, which is the same in memory. For the dtype int4 an
-        `Int4Pages` (flexjax.kernels.ragged_paged_attention) of two leaves stands in its place."""
+        layers, `[L, num_pages, page_size, 2 K, H]`, which is the same in memory. For int8 and float8 a `ScaledPages`
+        (flexjax.kernels.ragged_paged_attention) of three leaves stands in its place, for int4 an `Int4Pages` of two."""
         ...
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> Any:
@@ -134,6 +133,14 @@ class Stackable(Protocol):
     def unstacked(self) -> CausalLM:
         """The same model with one array a layer."""
         ...
+
+
+@runtime_checkable
+class Rotary(Protocol):
+    """A `CausalLM` that turns channel i of a key with channel i + H / 2 by an angle that grows with its position, so
+    that either can become as large as both together."""
+
+    rotary: Sequence[bool]  # Of each layer.
 
 
 @runtime_checkable

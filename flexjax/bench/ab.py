@@ -68,15 +68,17 @@ def measure(
     with CompileCounter() as compiles, PeakMemory() as memory, EnergyMeter() as meter:
         load = _run(scenario, items, target, log_directory, progress)
         end = time.perf_counter()
+    after = target.stats()
+    written = after.cache_values_written - before.cache_values_written
+    clipped = after.cache_values_clipped - before.cache_values_clipped
     verdict = validity.check(
         scenario,
         load.timelines,
-        faults=load.faults,
+        faults=[*load.faults, *validity.check_cache(written, clipped)],
         compiles=compiles.programs,
         loadgen=load.loadgen,
         limits_bind=side.limits_bind,
     )
-    after = target.stats()
     samples = tuple(
         dataclasses.replace(sample, time_s=sample.time_s - load.start)
         for sample in after.samples
@@ -95,7 +97,8 @@ def measure(
             "steps": len(samples),
             "host_s": after.host_s - before.host_s,
             "device_s": after.device_s - before.device_s,
-        },
+        }
+        | ({"cache_values_written": written, "cache_values_clipped": clipped} if written else {}),
         startup=side.startup,
         peak_memory_bytes=memory.device_bytes or memory.process_bytes,
         energy=meter.energy,

@@ -91,4 +91,5 @@ class EngineTarget:
         samples = tuple(
             StatsSample(s.time, s.running, s.waiting, s.used_pages / stats.page_capacity) for s in list(stats.samples)
         )
-        return TargetStats(samples, stats.host_seconds, stats.wait_seconds)
+        counts = stats.cache_values_written, stats.cache_values_clipped
+        return TargetStats(samples, stats.host_seconds, stats.wait_seconds, *counts)

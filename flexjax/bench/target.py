@@ -15,6 +15,8 @@ class TargetStats:
     samples: tuple[StatsSample, ...] = ()  # One a step, of the last steps; `time_s` by `time.perf_counter()`.
     host_s: float = 0.0  # Of the steps' time, spent in Python outside the device.
     device_s: float = 0.0  # Spent waiting for the device.
+    cache_values_written: int = 0  # Numbers into a cache that counts what it clips,
+    cache_values_clipped: int = 0  # and those of them that it clipped.
 
 
 def allocated_dtypes(what: str, requested: str, found: Iterable[Any], beside: Iterable[str] = ()) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flexjax.bench.result import RequestTimeline, Verdict
 from flexjax.bench.scenario import Scenario
+from flexjax.quantize import MOST_CLIPPED
 
 # LoadGen stamps a first token when our call reaches it, after the token's own time stamp and after
 # the neighbours handed over before it; on a busy machine the thread may lose the CPU in between.
@@ -43,6 +44,15 @@ def check(
         reasons += _check_loadgen(scenario, loadgen, limits_bind)
         reasons += _cross_check(scenario, timelines, loadgen)
     return Verdict(not reasons, tuple(reasons))
+
+
+def check_cache(written: int, clipped: int) -> Iterator[str]:
+    """What speaks against a run whose cache clipped so many of the values written."""
+    if clipped > MOST_CLIPPED * written:
+        yield (
+            f"the cache clipped {clipped / written:.2%} of its keys and values, more than {MOST_CLIPPED:.1%}; "
+            'serve with cache_dtype="bfloat16"'
+        )
 
 
 def limits_met(loadgen: Mapping[str, Any]) -> bool:

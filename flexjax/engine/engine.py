@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from flexjax import causal_lm
 from flexjax.causal_lm import CausalLM
+from flexjax.engine.calibration import Calibration
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.pages import PagePool
 from flexjax.engine.placement import Placement
@@ -40,8 +41,7 @@ from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
-from flexjax.kernels.ragged_paged_attention import LARGEST
-from flexjax.quantize import cache_scale, quantize_weights, rounded
+from flexjax.quantize import quantize_weights, rounded
 from flexjax.refusal import Refusal, Unsupported
 
 
@@ -80,8 +80,6 @@ class Engine:
         self.placement = _placement(config, mesh)
         if config.weight_dtype is not None:
             model = quantize_weights(model, config.weight_dtype)
-        cache_dtype = config.cache_dtype or config.dtype
-        kv_scale = cache_scale(model, cache_dtype) if cache_dtype in LARGEST else None
         model = suited(model, jax.default_backend(), release=True)
         model = packed(model, config, self.placement.mesh, release=release)
         self.config = config
@@ -101,7 +99,7 @@ class Engine:
             num_pages=self.pool.capacity + 1,
             pages_per_seq=self.pool.pages_for(self.max_model_len),
             mesh=self.placement.mesh,
-            kv_scale=kv_scale,
+            calibration=lambda: Calibration.of(vocabulary, model.config),
         )
         self.runner.compile()
         gc.collect()  # Tracing leaves circles.
@@ -272,7 +270,7 @@ class Engine:
                 cache_dtype=self.runner.cache_dtype,
                 rows_per_step=rows_per_step,
                 placement=self.placement,
-                kv_scale=self.runner.program.kv_scale,
+                cache_scales=self.runner.cache_scales,
             )
         return self._scorers[rows_per_step]
 
@@ -376,6 +374,9 @@ class Engine:
         began = time.perf_counter()
         tokens = np.asarray(sampled.tokens)
         self.stats.wait_seconds += time.perf_counter() - began
+        if sampled.clipped is not None:
+            written = plan.num_rows * plan.num_steps * self.runner.numbers_per_token
+            self.stats.count_cache(written, int(np.asarray(sampled.clipped)))
         logprobs = None
         for i, chunk in enumerate(plan.chunks):
             sequence = chunk.sequence

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flexjax import causal_lm
 from flexjax.causal_lm import Axes, CacheLeaf, CausalLM
 from flexjax.hardware.sharding import SERVING, check, refuse_idle_axes, sharding
+from flexjax.kernels.ragged_paged_attention import numbers_per_token, rescaled
 from flexjax.refusal import Refusal
 
 
@@ -76,6 +79,17 @@ class Placement:
     def made(self, make: Callable[[], Any], like: Any) -> Any:
         """What `make` returns, made where `like`, its abstract value, says that it stays."""
         return make() if self.mesh is None else self.jit(make, shardings_of(like))()
+
+    def empty_cache(self, spec: Any, scales: np.ndarray | None = None) -> Any:
+        """The cache of that spec, of zeros; pages that have scales need them, `[L, K, 2, H]`."""
+
+        def make() -> Any:
+            cache = causal_lm.zeros(spec)
+            return cache if scales is None else rescaled(cache, jnp.asarray(scales))
+
+        abstract = self.abstract_cache(spec)
+        assert scales is not None or not numbers_per_token(abstract), "an int8 or float8 cache needs its scales"
+        return self.made(make, abstract)
 
     def device_bytes(self, spec: Any) -> int:
         """What the cache takes on each device."""

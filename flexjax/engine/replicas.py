@@ -18,7 +18,7 @@ from flexjax.engine.post import Post
 from flexjax.engine.remote import Remote, serve
 from flexjax.engine.request import Request
 from flexjax.engine.runner import StepRunner
-from flexjax.engine.stats import EngineStats
+from flexjax.engine.stats import SUMS, EngineStats
 from flexjax.hardware.mesh import make_mesh, replicas
 from flexjax.refusal import Refusal, Unsupported
 
@@ -119,7 +119,7 @@ class Replicas:
         each sample."""
         each = [engine.stats for engine in self.engines]
         total = EngineStats(each[0].page_capacity, each[0].max_num_seqs)
-        for name in ("load_seconds", "compile_seconds", "host_seconds", "wait_seconds", "preemptions", "output_tokens"):
+        for name in SUMS:
             setattr(total, name, sum(getattr(stats, name) for stats in each))
         total.samples.extend(sorted((s for stats in each for s in list(stats.samples)), key=lambda s: s.time))
         return total

@@ -2,21 +2,25 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM, zeros
+from flexjax.causal_lm import CausalLM
+from flexjax.engine.calibration import Calibration
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.placement import shardings_of
 from flexjax.engine.sampling import Sampled, empty_memory
 from flexjax.engine.scheduler import Plan
 from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
 from flexjax.hardware import memory
+from flexjax.kernels.ragged_paged_attention import numbers_per_token
+from flexjax.quantize import cache_scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,9 @@ class StepRunner:
         num_pages: int,
         pages_per_seq: int,
         mesh: Mesh | None = None,
-        kv_scale: float | None = None,
+        calibration: Callable[[], Calibration] | None = None,
     ):
+        """`calibration` gives the sequences that an int8 or float8 cache is scaled by; random ones by default."""
         self._backend = backend = jax.default_backend()
         self.program = StepProgram(
             model,
@@ -50,7 +55,6 @@ class StepRunner:
             pages_per_seq=pages_per_seq,
             backend=backend,
             mesh=mesh,
-            kv_scale=kv_scale,
         )
         self.placement = self.program.placement
         self.num_pages = num_pages
@@ -59,12 +63,20 @@ class StepRunner:
         if mesh is not None:
             self._weights = jax.device_put(self._weights, shardings_of(self.program.weights))
             self.placement.inspect(self.model(), self.program.cache_spec)
-        self.cache = self.placement.made(lambda: zeros(self.program.cache_spec), self.program.cache)
+        self.numbers_per_token = numbers_per_token(self.program.cache)  # Into pages that count what they clip.
+        self.cache_scales = self._scales(calibration) if self.numbers_per_token else None
+        self.cache = self.placement.empty_cache(self.program.cache_spec, self.cache_scales)
         num_slots = config.max_num_seqs + 1
         self.memory = self.placement.made(lambda: empty_memory(num_slots, self.vocab_size), self.program.memory)
         self._compiled: dict[StepShape, jax.stages.Compiled] = {}
         self.costs: list[StepCost] = []
         self.compile_seconds = 0.0
+
+    def _scales(self, calibration: Callable[[], Calibration] | None) -> np.ndarray:
+        model = self.model()
+        sequences = Calibration.of(None, model.config) if calibration is None else calibration()
+        with self.placement.in_use():
+            return cache_scales(model, self.cache_dtype.name, sequences.seen, sequences.held_out)
 
     @property
     def vocab_size(self) -> int:
@@ -121,6 +133,8 @@ class StepRunner:
         shape = self._shape_of(plan)
         packed = self.program.packings[shape].pack(plan)
         self.cache, self.memory, sampled = self._compiled[shape](self._weights, self.cache, self.memory, packed)
+        if sampled.clipped is not None:
+            sampled.clipped.copy_to_host_async()
         return sampled
 
     def _shape_of(self, plan: Plan) -> StepShape:

@@ -64,11 +64,13 @@ MEMORY_AXES = {"last_tokens": ("slots",), "in_prompt": ("slots", "vocab"), "outp
 @dataclasses.dataclass(frozen=True)
 class Sampled:
     """The chosen tokens; log-probabilities are those of the model before any rule was applied, the
-    chosen token's first, then the MAX_LOGPROBS most likely (zeros when no sequence wants them)."""
+    chosen token's first, then the MAX_LOGPROBS most likely (zeros when no sequence wants them).
+    With a whole step's tokens comes how many numbers its cache has clipped so far, modulo 2**32, if it has a count."""
 
     tokens: Int[Array, "B"]
     logprob_ids: Int[Array, "B 1+MAX_LOGPROBS"]
     logprobs: Float[Array, "B 1+MAX_LOGPROBS"]
+    clipped: UInt[Array, ""] | None = None
 
 
 def empty_memory(num_slots: int, vocab_size: int) -> Memory:

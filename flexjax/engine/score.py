@@ -25,18 +25,19 @@ class Scorer:
         cache_dtype,
         rows_per_step: int,
         placement: Placement,
-        kv_scale: float | None = None,
+        cache_scales: np.ndarray | None = None,
     ):
+        """`cache_scales` are those of an int8 or float8 cache (`flexjax.quantize.cache_scales`)."""
         self.rows_per_step = rows_per_step
-        self._placement, self._kv_scale = placement, kv_scale
+        self._placement = placement
         self._graphdef, self._state = nnx.split(model)
         num_pages = -(-max_model_len // page_size)
         self._page_table = np.arange(1, num_pages + 1, dtype=np.int32)[None]
         spec = placement.cache_spec(model, num_pages + 1, page_size, 1, cache_dtype)
         abstract = placement.abstract_cache(spec)
-        self._cache = placement.made(lambda: causal_lm.zeros(spec), abstract)
+        self._cache = placement.empty_cache(spec, cache_scales)
         self._step = placement.jit(
-            _forward, (placement.whole, shardings_of(abstract)), static_argnums=(0, 7), donate_argnums=2
+            _forward, (placement.whole, shardings_of(abstract)), static_argnums=0, donate_argnums=2
         )
 
     def __call__(self, tokens) -> np.ndarray:
@@ -55,15 +56,12 @@ class Scorer:
                     padded,
                     np.int32(start),
                     np.int32(len(chunk)),
-                    self._kv_scale,
                 )
             logits.append(np.asarray(out)[: len(chunk)])
         return np.concatenate(logits)
 
 
-def _forward(
-    graphdef, state, cache, page_table, tokens, start, length, kv_scale
-) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
+def _forward(graphdef, state, cache, page_table, tokens, start, length) -> tuple[Float[Array, "T V"], causal_lm.Cache]:
     model = nnx.merge(graphdef, state)
     rows = tokens.shape[0]
     batch = RaggedBatch(
@@ -74,7 +72,6 @@ def _forward(
         page_table=page_table,
         state_slots=jnp.zeros(1, jnp.int32),
         max_query_len=rows,
-        kv_scale=kv_scale,
     )
     hidden, cache = model(batch, cache)
     return model.logits(hidden), cache

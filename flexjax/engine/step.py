@@ -20,6 +20,7 @@ from flexjax.engine.placement import Placement, shardings_of
 from flexjax.engine.request import MAX_LOGPROBS
 from flexjax.engine.sampling import MEMORY_AXES, Controls, Memory, Sampled, count_fed, empty_memory, sample
 from flexjax.kernels.quantized_matmul import packs
+from flexjax.kernels.ragged_paged_attention import num_clipped
 from flexjax.refusal import Unsupported
 
 
@@ -110,11 +111,8 @@ class StepProgram:
         pages_per_seq: int,
         backend: str,
         mesh: Mesh | None = None,
-        kv_scale: float | None = None,
     ):
-        """`kv_scale` is that of an int8 or float8 cache (`flexjax.quantize.cache_scale`)."""
         self.config = config
-        self.kv_scale = kv_scale
         self.placement = Placement(mesh)
         self.shapes = step_shapes(config, backend, getattr(model, "rows_apart", False))
         self.vocab_size = model.config.vocab_size
@@ -145,8 +143,9 @@ class StepProgram:
         body = _decode_steps if shape.decodes_only else _mixed_step
 
         def step(weights, cache, memory, packed):
-            fields = {**packing.unpack(packed), "kv_scale": self.kv_scale}
-            return body(self.model(weights), cache, memory, fields, self.config.decode_steps)
+            fields, most_steps = packing.unpack(packed), self.config.decode_steps
+            cache, memory, sampled = body(self.model(weights), cache, memory, fields, most_steps)
+            return cache, memory, dataclasses.replace(sampled, clipped=num_clipped(cache))
 
         whole = self.placement.whole
         packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32, sharding=whole)
@@ -231,7 +230,7 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max
 
 def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, max_query_len: int):
     slots, starts = f["slots"], f["query_starts"]
-    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len, f["kv_scale"])
+    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len)
     hidden, cache = model(batch, cache)
     controls = _controls(f)
     memory = count_fed(memory, controls, slots, tokens, positions, starts, fresh)

@@ -1,7 +1,8 @@
 """Weights and cache in fewer bits, rounded to nearest."""
 
+from flexjax.quantize.cache import MOST_CLIPPED as MOST_CLIPPED
 from flexjax.quantize.cache import cache_dtypes as cache_dtypes
-from flexjax.quantize.cache import cache_scale as cache_scale
+from flexjax.quantize.cache import cache_scales as cache_scales
 from flexjax.quantize.dtypes import weight_dtypes as weight_dtypes
 from flexjax.quantize.packed import PackedTable as PackedTable
 from flexjax.quantize.packed import PackedWeight as PackedWeight

@@ -16,7 +16,6 @@ from flexjax.hardware import chips, topology
 from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
-from flexjax.kernels.ragged_paged_attention import LARGEST
 from flexjax.quantize import quantize_weights
 
 MOST_DEVICES = 256  # Of the larger grids that are tried.
@@ -103,5 +102,4 @@ def program_for(model: CausalLM, engine: EngineConfig, target: Target, batch: in
         pages_per_seq=pages,
         backend=target.chip.platform,
         mesh=target.mesh,
-        kv_scale=1.0 if engine.cache_dtype in LARGEST else None,  # Of no weights; any compiles alike.
     )

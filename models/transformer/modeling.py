@@ -7,7 +7,6 @@ step and `[B, T]` in `dense`.
 Activations have the parameters' dtype; norms, softmax, rope and logits are computed in float32.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
-from flexjax.kernels.ragged_paged_attention import Int4Pages, one_pool, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import one_pool, put_back, ragged_paged_attention
 from flexjax.quantize import QuantizedTable, QuantizedWeight, Weight, table_operand
+from models.transformer.cache import dense, paged
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.rope import Rope, rotate
 from models.transformer.scan import Scan
@@ -238,14 +238,14 @@ class Transformer(nnx.Module):
         def attend(layer: Layer, pages: Any, index: Array | None, q: Array, k: Array, v: Array):
             pool, table = pages, batch.page_table
             if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
-                pool, num_pages = one_pool(pages)
+                pool, num_pages = one_pool(pages, index)
                 table = table + index * num_pages
             mixed, pool = ragged_paged_attention(
                 q, k, v, pool, batch.query_starts, batch.kv_lengths, table,
                 scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap,
-                max_query_len=batch.max_query_len, kv_scale=batch.kv_scale,
+                max_query_len=batch.max_query_len,
             )  # fmt: skip
-            return mixed, jax.tree.map(lambda new, old: new.reshape(old.shape), pool, pages)
+            return mixed, pool if index is None else put_back(pool, pages, index)
 
         return self._forward(batch.tokens, batch.positions, cache, attend)
 
@@ -375,44 +375,18 @@ class Transformer(nnx.Module):
         scalar = self.config.query_scalar
         return (self.config.head_dim if scalar is None else scalar) ** -0.5
 
+    @property
+    def rotary(self) -> tuple[bool, ...]:
+        """Of each layer, whether it turns its keys by their positions."""
+        return tuple(layer.rope is not None for layer in self.config.layers)
+
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
-        """One `[num_pages, page_size, K, 2, H]` leaf a layer, or when stacked one of all,
-        `[L, num_pages, page_size, 2 K, H]`: in fewer bits a TPU would pad the pairs. In int4, `Int4Pages` of leaves a
-        layer, or stacked one of all. Attention needs no slots."""
-        if jnp.dtype(dtype) == jnp.int4:
-            return self._int4_cache(num_pages, page_size)
-        leaves = self._cache((num_pages, page_size), ("pages", "page"), dtype)
-        if not isinstance(self.blocks, Scan):
-            return leaves
-        (leaf,) = leaves
-        *outer, num_heads, two, head_dim = leaf.shape
-        axes = tuple(axis for axis in leaf.axes if axis is not None)
-        return [dataclasses.replace(leaf, shape=(*outer, two * num_heads, head_dim), axes=axes, paired=True)]
-
-    def _int4_cache(self, num_pages: int, page_size: int) -> list[Int4Pages]:
-        config = self.config
-        layers, names = ((config.num_layers,), ("layers",)) if isinstance(self.blocks, Scan) else ((), ())
-
-        def leaf(heads: int, inner: tuple[int, ...], inner_names: tuple[str, ...], dtype: Any, paired: bool) -> Any:
-            copies = config.num_heads // config.num_kv_heads
-            axes = (*names, "pages", "kv_heads", *inner_names)
-            return CacheLeaf((*layers, num_pages, heads, *inner), dtype, axes, copies, paired)
-
-        K = config.num_kv_heads
-        values = leaf(K, (page_size, config.head_dim), ("page", "head_dim"), jnp.int8, False)
-        return [Int4Pages(values, leaf(2 * K, (page_size,), ("page",), jnp.bfloat16, True))] * self._num_leaves
+        """One leaf a layer, or when stacked one of all (`models.transformer.cache`). Attention needs no slots."""
+        return paged(self.config, isinstance(self.blocks, Scan), num_pages, page_size, dtype)
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
         """One `[B, S, K, 2, H]` leaf a layer, or one `[L, …]` of all when stacked."""
-        return self._cache((batch_size, length), ("batch", "length"), dtype)
-
-    def _cache(self, leading: tuple[int, int], names: tuple[str, str], dtype: Any) -> list[CacheLeaf]:
-        shape = (*leading, self.config.num_kv_heads, 2, self.config.head_dim)
-        axes = (*names, "kv_heads", None, "head_dim")
-        copies = self.config.num_heads // self.config.num_kv_heads
-        if isinstance(self.blocks, Scan):
-            return [CacheLeaf((self.config.num_layers, *shape), dtype, ("layers", *axes), copies)]
-        return [CacheLeaf(shape, dtype, axes, copies) for _ in self.config.layers]
+        return dense(self.config, isinstance(self.blocks, Scan), (batch_size, length), ("batch", "length"), dtype)
 
 
 def softcapped(x: Array, cap: float | None) -> Array:

@@ -60,6 +60,24 @@ def test_a_compile_inside_the_window_makes_it_invalid(side, items, tmp_path):
     assert not run.verdict.valid and "compiled inside the measured window" in run.verdict.reasons[0]
 
 
+@pytest.mark.parametrize(("clipped", "valid"), [(1, True), (2, False)])
+def test_a_cache_that_clips_more_than_a_thousandth_makes_it_invalid(clipped, valid, side, items, tmp_path):
+    one = side()
+    bare = one.target.stats
+
+    def stats():
+        count = len(bare().samples)  # A thousand values a request.
+        return dataclasses.replace(bare(), cache_values_written=1000 * count, cache_values_clipped=clipped * count)
+
+    one.target.stats = stats
+    run = ab.measure(one, OFFLINE, items, round_index=0, log_directory=tmp_path)
+    assert run.described["cache_values_written"] == 16_000
+    assert run.described["cache_values_clipped"] == clipped * 16
+    assert run.verdict.valid is valid
+    if not valid:
+        assert "the cache clipped 0.20% of its keys and values, more than 0.1%" in run.verdict.reasons[0]
+
+
 def test_replay_is_measured_by_the_same_code(side, items, tmp_path):
     timed = [dataclasses.replace(item, offset_s=0.01 * i) for i, item in enumerate(items)]
     scenario = Scenario("replay", queries=16, limits=Limits(600_000, 60_000))

@@ -16,13 +16,18 @@ def target(tiny_directory):
 
 
 @pytest.mark.parametrize("form", [None, "int8", "int4"])
-def test_what_was_asked_for_is_what_was_allocated(tiny_directory, form):
+def test_what_was_asked_for_is_what_was_allocated(tiny_directory, form, ask):
     shape: dict = dict(max_num_seqs=1, max_num_batched_tokens=8, page_size=8, decode_steps=1, max_model_len=16)
     cache = form and "int8"
     target = EngineTarget(tiny_directory, EngineConfig(dtype="bfloat16", weight_dtype=form, cache_dtype=cache, **shape))
     target.start()
     described = target.describe()
+    ask(target, [1, 2, 3], max_tokens=3).wait()
+    stats = target.stats()
     target.stop()
+    # Layers, tokens of prompt and answer but the last, keys and values of a head: none where nothing is counted.
+    per_token = sum(leaf.scales.size for leaf in target.engine.runner.cache) if cache else 0
+    assert stats.cache_values_written == 5 * per_token and stats.cache_values_clipped <= stats.cache_values_written / 50
     assert described["weights_dtype"] == (form or "bfloat16")
     assert described["cache_dtype"] == (cache or "bfloat16")
 

@@ -13,6 +13,7 @@ from flax import nnx
 from flexjax.causal_lm import CacheLeaf, parameters, zeros
 from flexjax.engine import EngineConfig
 from flexjax.engine.placement import Placement
+from flexjax.engine.runner import StepRunner
 from flexjax.engine.score import Scorer
 from flexjax.engine.step import StepProgram
 from flexjax.hardware.mesh import MeshConfig, make_mesh
@@ -118,11 +119,27 @@ def test_an_int4_cache_is_split_with_its_scales(llama):
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_a_split_cache_of_few_bits_scores_like_a_whole_one(llama, dtype: str):
     sizes = dict(max_model_len=48, page_size=8, cache_dtype=jnp.dtype(dtype), rows_per_step=16)
-    kv_scale = 0.05 if dtype == "int8" else None
-    whole, split = (Scorer(llama, **sizes, placement=Placement(m), kv_scale=kv_scale) for m in (None, tensor_mesh(4)))
+    scales = np.exp2(np.random.default_rng(0).integers(-6, -3, (2, 2, 2, 32))) if dtype == "int8" else None
+    whole, split = (Scorer(llama, **sizes, placement=Placement(m), cache_scales=scales) for m in (None, tensor_mesh(4)))
     tokens = np.arange(40)
     # A sum in another order may turn one of a key's elements to the next step.
     np.testing.assert_allclose(split(tokens), whole(tokens), atol=2e-3)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_split_cache_has_the_scales_of_a_whole_one(llama, stacked: bool):
+    model, config = llama.stacked() if stacked else llama, EngineConfig(dtype="float32", cache_dtype="int8")
+    runners = [StepRunner(model, config, num_pages=4, pages_per_seq=2, mesh=mesh) for mesh in (None, tensor_mesh(4))]
+    whole, split = (runner.cache_scales for runner in runners)
+    # A sum in another order may bring a number over the next power of two.
+    assert (whole == split).mean() > 0.99
+    for pages in runners[1].cache:
+        # Two kv heads for four devices: each is held twice, one a device, with its scales and counts.
+        assert {s.data.shape[-4:] for s in pages.values.addressable_shards} in ({(16, 1, 2, 32)}, {(4, 16, 2, 32)})
+        assert {s.data.shape[-3:] for s in pages.scales.addressable_shards} == {(1, 2, 32)}
+        assert {s.data.shape[-2:] for s in pages.clipped.addressable_shards} == {(1, 2)}
+        heads = np.asarray(pages.scales[0] if stacked else pages.scales)
+        np.testing.assert_array_equal(heads[0::2], heads[1::2])
 
 
 def test_a_whole_array_on_the_mesh_is_found(llama):

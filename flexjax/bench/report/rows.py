@@ -46,6 +46,8 @@ def _columns(result: BenchResult, run: SideRun, running: chips.Running) -> dict[
         "submission.division": "open",
         "metrics.kind": "measured",
         **run.metrics.to_columns(),
+        "metrics.cache_values_written": run.described.get("cache_values_written"),
+        "metrics.cache_values_clipped": run.described.get("cache_values_clipped"),
         "metrics.load_s": run.startup.load_s,
         "metrics.compile_s": run.startup.compile_s,
         "metrics.peak_memory_bytes": None if remote else run.peak_memory_bytes,

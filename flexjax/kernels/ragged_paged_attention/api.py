@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.kernels import registry
 from flexjax.kernels.over_axis import copied, over_axis
 from flexjax.kernels.ragged_paged_attention import base, cpu, pallas_tpu, xla
-from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, dtype_name, sizes
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, ScaledPages, dtype_name, sizes
 
 OP = "ragged_paged_attention"
 BODIES = {
@@ -38,7 +38,6 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
     body: str | None = None,
 ) -> tuple[Float[Array, "T N H"], Pages]:
     """Attention of every row over its own sequence's pages, after the new keys and values are written there.
@@ -56,9 +55,10 @@ def ragged_paged_attention(
     padding: they give zeros and write nothing; nor does a sequence without rows. No page is touched
     but those of the new rows. Under jit, kv_pages is updated in place where its buffer is donated.
 
-    Pages are float32, bfloat16 or float16; int8 or float8_e4m3fn, which hold the nearest to x / kv_scale, and the
-    largest of the dtype where x is larger; or `Int4Pages`, which hold round(x / s), halves to even, with a scale
-    s = max|x| / 7 of its own for every key and value vector, kept in bfloat16 (x / s is x times the float32 1 / s).
+    Pages are float32, bfloat16 or float16; `ScaledPages` in int8 or float8_e4m3fn, which hold the nearest to x / s
+    with the power of two s of x's kv head and channel, and where x / s is larger the largest of the dtype, which is
+    counted; or `Int4Pages`, which hold round(x / s), halves to even, with a scale s = max|x| / 7 of its own for every
+    key and value vector, kept in bfloat16 (x / s is x times the float32 1 / s).
 
     On a mesh (`jax.set_mesh`) every device computes the heads that it holds. The pages may hold each kv head
     several times in a row (K is then a multiple of k's and v's), so that more devices than kv heads can share.
@@ -68,7 +68,6 @@ def ragged_paged_attention(
       window: positions that a row sees, itself included; None sees all up to it.
       softcap: bound of the scores; None has none.
       max_query_len: bound of the rows of any sequence; 1 promises pure decoding.
-      kv_scale: of int8 and float8 pages, and only of those.
       body: exactly this one of `BODIES`. By default the environment's, else the first of the
         platform's order that can serve; `flexjax.kernels.bodies_used` tells which did and why.
 
@@ -81,14 +80,14 @@ def ragged_paged_attention(
       NotImplementedError: no body, or not the one asked for, serves the call.
     """
     _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len)
-    dtype = dtype_name(kv_pages)
-    if (kv_scale is not None) != (dtype in LARGEST) or not (kv_scale is None or kv_scale > 0):
+    if (dtype_name(kv_pages) in LARGEST) != isinstance(kv_pages, ScaledPages):
         raise ValueError(
-            f"{' and '.join(LARGEST)} pages, and no others, have a positive kv_scale; got {dtype} and {kv_scale}."
+            f"Pages of {' and '.join(LARGEST)}, and no others, are ScaledPages; got {type(kv_pages).__name__} of "
+            f"{dtype_name(kv_pages)}."
         )
     heads = sizes(kv_pages)[2]
     k, v = (copied(x, 1, heads // k.shape[1]) for x in (k, v))
-    attend = functools.partial(
+    serve = functools.partial(
         registry.serve,
         OP,
         BODIES,
@@ -98,22 +97,41 @@ def ragged_paged_attention(
         window=window,
         softcap=softcap,
         max_query_len=max_query_len,
-        kv_scale=kv_scale,
     )
-    arguments = (q, k, v, kv_pages, query_starts, kv_lengths, page_table)
-    # Of int4, values and scales alike: split with their head, also where the scales alone would divide otherwise.
-    pages = 1 if isinstance(kv_pages, Int4Pages) else 2
-    places = (1, 1, 1, pages, None, None, None)
-    return over_axis(attend, "kv_heads", heads, arguments, places, (1, pages))
+    leaves, structure = jax.tree.flatten(kv_pages)
+
+    def attend(q, k, v, query_starts, kv_lengths, page_table, *leaves):
+        pages = jax.tree.unflatten(structure, leaves)
+        out, pages = serve(q, k, v, pages, query_starts, kv_lengths, page_table)
+        return out, *jax.tree.leaves(pages)
+
+    out, *leaves = over_axis(
+        attend,
+        "kv_heads",
+        heads,
+        (q, k, v, query_starts, kv_lengths, page_table, *leaves),
+        (1, 1, 1, None, None, None, *_head_places(kv_pages)),
+        (1, *_head_places(kv_pages)),
+    )
+    return out, jax.tree.unflatten(structure, leaves)
+
+
+def _head_places(kv_pages: Pages) -> tuple[int, ...]:
+    """Where each array of the pages has its kv heads. Those of int4 are split with their head, values and scales
+    alike, also where the scales alone would divide otherwise."""
+    if isinstance(kv_pages, Int4Pages):
+        return 1, 1
+    return (2, 0, 0) if isinstance(kv_pages, ScaledPages) else (2,)
 
 
 def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, softcap, max_query_len) -> None:
     shapes = [leaf.shape for leaf in jax.tree.leaves(kv_pages)]
-    ranks = [4, 3] if isinstance(kv_pages, Int4Pages) else [5]
+    ranks = [4, 3] if isinstance(kv_pages, Int4Pages) else [5, 3, 2] if isinstance(kv_pages, ScaledPages) else [5]
     if q.ndim != 3 or k.ndim != 3 or [len(shape) for shape in shapes] != ranks or page_table.ndim != 2:
         raise ValueError(
-            "q is [T, N, H], k and v [T, K, H], kv_pages [num_pages, page_size, K, 2, H] (int4: values "
-            "[num_pages, K, page_size, H] and scales [num_pages, 2 K, page_size]), page_table [B, P]; got "
+            "q is [T, N, H], k and v [T, K, H], kv_pages [num_pages, page_size, K, 2, H] (int8 and float8: beside it "
+            "scales [K, 2, H] and counts [K, 2]; int4: values [num_pages, K, page_size, H] and scales "
+            "[num_pages, 2 K, page_size]), page_table [B, P]; got "
             f"q {q.shape}, k {k.shape}, kv_pages {' and '.join(map(str, shapes))}, page_table {page_table.shape}."
         )
     (T, N, H), K, B = q.shape, k.shape[1], page_table.shape[0]
@@ -134,6 +152,10 @@ def _check(q, k, v, kv_pages, query_starts, kv_lengths, page_table, window, soft
     if isinstance(kv_pages, Int4Pages):
         wanted["kv_pages.values"] = (kv_pages.values.shape[3:], (H,))
         wanted["kv_pages.scales"] = (kv_pages.scales.shape, (num_pages, 2 * heads, page_size))
+    elif isinstance(kv_pages, ScaledPages):
+        wanted["kv_pages.values"] = (kv_pages.values.shape[3:], (2, H))
+        wanted["kv_pages.scales"] = (kv_pages.scales.shape, (heads, 2, H))
+        wanted["kv_pages.clipped"] = (kv_pages.clipped.shape, (heads, 2))
     else:
         wanted["kv_pages"] = (kv_pages.shape[3:], (2, H))
     for name, (shape, want) in wanted.items():

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, Pages, ScaledPages
 
-# Powers of two, by which every body divides alike; int8's clips unit normals past four.
-KV_SCALES = {"int8": 1 / 32, "float8_e4m3fn": 1 / 64}
+# Of channels, by turns random: the smaller clips unit normals past two (int8) and 1.75.
+SCALES = {"int8": (1 / 64, 1 / 32, 1 / 4), "float8_e4m3fn": (1 / 256, 1 / 64, 1 / 8)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ArgSpec:
     page_size: int  # tokens
     sequences: tuple[tuple[int, int], ...]
     dtype: str = "float32"  # Of queries, new keys and values.
-    page_dtype: str | None = None  # None: as `dtype`; "int4": `Int4Pages`.
+    page_dtype: str | None = None  # None: as `dtype`; "int4": `Int4Pages`, int8 and float8: `ScaledPages`.
     window: int | None = None  # tokens
     softcap: float | None = None
     padding_rows: int = 0
@@ -34,8 +34,7 @@ class ArgSpec:
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the call."""
         longest = max(new for new, _ in self.sequences)
-        options = dict(scale=self.H**-0.5, window=self.window, softcap=self.softcap, max_query_len=longest)
-        return options | ({} if self.page_dtype not in KV_SCALES else {"kv_scale": KV_SCALES[self.page_dtype]})
+        return dict(scale=self.H**-0.5, window=self.window, softcap=self.softcap, max_query_len=longest)
 
     @property
     def read_bytes(self) -> int:
@@ -89,9 +88,13 @@ class ArgSpec:
             scales = rng.uniform(0.1, 0.5, (num_pages, 2 * self.K, self.page_size))
             return Int4Pages(jnp.asarray((key & 15) | (value << 4)), jnp.asarray(scales, jnp.bfloat16))
         x = rng.standard_normal((num_pages, self.page_size, self.K, 2, self.H), np.float32)
-        if dtype in LARGEST:
-            x = np.clip(x / KV_SCALES[dtype], -LARGEST[dtype], LARGEST[dtype])
-        return jnp.asarray(np.round(x) if dtype == "int8" else x, dtype)
+        if dtype not in LARGEST:
+            return jnp.asarray(x, dtype)
+        scales = rng.choice(np.asarray(SCALES[dtype], np.float32), (self.K, 2, self.H))
+        x = np.clip(x / scales, -LARGEST[dtype], LARGEST[dtype])
+        values = jnp.asarray(np.round(x) if dtype == "int8" else x, dtype)
+        counts = rng.integers(0, 9, (self.K, 2)).astype(np.uint32)
+        return ScaledPages(values, jnp.asarray(scales), jnp.asarray(counts))
 
 
 def decode(batch: int, length: int) -> tuple[tuple[int, int], ...]:

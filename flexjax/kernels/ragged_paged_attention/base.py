@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages
+from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, ScaledPages
 
 
 def ragged_paged_attention(
@@ -20,7 +20,6 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
 ) -> tuple[Float[Array, "T N H"], Pages]:
     """Attention of every row over its own sequence's pages; `api.py` states the contract."""
     del max_query_len  # The formula needs no bound.
@@ -28,7 +27,7 @@ def ragged_paged_attention(
     if isinstance(kv_pages, Int4Pages):
         num_pages, K, page_size, _ = kv_pages.values.shape
     else:
-        num_pages, page_size, K, _, _ = kv_pages.shape
+        num_pages, page_size, K, _, _ = (kv_pages.values if isinstance(kv_pages, ScaledPages) else kv_pages).shape
     B, P = page_table.shape
 
     row = jnp.arange(T)
@@ -46,11 +45,20 @@ def ragged_paged_attention(
         values = values.at[page, :, slot].set(v4 * 16 + k4 % 16, mode="drop")
         scales = scales.at[page, 0::2, slot].set(k_scale, mode="drop").at[page, 1::2, slot].set(v_scale, mode="drop")
         kv_pages = Int4Pages(values, scales)
+    elif isinstance(kv_pages, ScaledPages):
+        values = kv_pages.values
+        new = jnp.stack([k, v], axis=2).astype(jnp.float32) / kv_pages.scales[None]
+        largest = 127 if values.dtype == jnp.int8 else 448
+        beyond = jnp.where(live[:, None, None, None], jnp.abs(new) > largest, False)
+        new = jnp.clip(new, -largest, largest)
+        new = jnp.round(new) if values.dtype == jnp.int8 else new
+        kv_pages = ScaledPages(
+            values.at[page, slot].set(new.astype(values.dtype), mode="drop"),
+            kv_pages.scales,
+            kv_pages.clipped + jnp.sum(beyond, axis=(0, 3), dtype=jnp.uint32),
+        )
     else:
         new = jnp.stack([k, v], axis=2)
-        if kv_scale is not None:
-            new = new.astype(jnp.float32) / kv_scale
-            new = jnp.round(jnp.clip(new, -127, 127)) if kv_pages.dtype == jnp.int8 else jnp.clip(new, -448, 448)
         kv_pages = kv_pages.at[page, slot].set(new.astype(kv_pages.dtype), mode="drop")
 
     def kv_of(b):
@@ -62,8 +70,10 @@ def ragged_paged_attention(
             value = jnp.floor_divide(both, jnp.int8(16))
             key = (both - 16 * value + 8) % 16 - 8
             return key.astype(jnp.float32) * scales[:, :, 0], value.astype(jnp.float32) * scales[:, :, 1]
-        kv = kv_pages[page_table[b]].reshape(P * page_size, K, 2, H).astype(jnp.float32)
-        return (kv[:, :, 0], kv[:, :, 1]) if kv_scale is None else (kv[:, :, 0] * kv_scale, kv[:, :, 1] * kv_scale)
+        values = kv_pages.values if isinstance(kv_pages, ScaledPages) else kv_pages
+        kv = values[page_table[b]].reshape(P * page_size, K, 2, H).astype(jnp.float32)
+        kv = kv * kv_pages.scales[None] if isinstance(kv_pages, ScaledPages) else kv
+        return kv[:, :, 0], kv[:, :, 1]
 
     def attend(row_args):
         q_NxH, b, p, is_live = row_args

@@ -21,7 +21,7 @@ Problem ProblemOf(ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints que
   p.page_table = page_table.typed_data();
   p.T = q.dimensions()[0], p.N = q.dimensions()[1], p.H = q.dimensions()[2], p.K = k.dimensions()[1];
   p.B = page_table.dimensions()[0], p.P = page_table.dimensions()[1];
-  p.scale = scale, p.softcap = softcap, p.kv_scale = 1.0f, p.window = (int)window;
+  p.scale = scale, p.softcap = softcap, p.window = (int)window;
   return p;
 }
 
@@ -41,18 +41,31 @@ ffi::Error NotInPlace() {
 ffi::Error RaggedPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                                 ffi::AnyBuffer pages, Ints query_starts, Ints kv_lengths, Ints page_table,
                                 ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> new_pages, float scale,
-                                float softcap, float kv_scale, int64_t window, int64_t isa) {
+                                float softcap, int64_t window, int64_t isa) {
   if (pages.untyped_data() != new_pages->untyped_data()) return NotInPlace();
   Problem p = ProblemOf(q, k, v, query_starts, kv_lengths, page_table, out, scale, softcap, window);
-  p.pages = new_pages->untyped_data(), p.kv_scale = kv_scale;
+  p.pages = new_pages->untyped_data();
   p.num_pages = pages.dimensions()[0], p.page_size = pages.dimensions()[1];
   const bool wide = q.element_type() == ffi::F32;
   switch (pages.element_type()) {
     case ffi::F32: return ServeOn<float>(pool, p, wide, isa);
-    case ffi::BF16: return ServeOn<Bf16>(pool, p, wide, isa);
-    case ffi::F8E4M3FN: return ServeOn<Float8>(pool, p, wide, isa);
-    default: return ServeOn<Int8>(pool, p, wide, isa);
+    default: return ServeOn<Bf16>(pool, p, wide, isa);
   }
+}
+
+ffi::Error ScaledPagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                                ffi::AnyBuffer values, ffi::Buffer<ffi::F32> scales, ffi::Buffer<ffi::U32> clipped,
+                                Ints query_starts, Ints kv_lengths, Ints page_table, ffi::Result<ffi::AnyBuffer> out,
+                                ffi::Result<ffi::AnyBuffer> new_values, ffi::Result<ffi::Buffer<ffi::U32>> new_clipped,
+                                float scale, float softcap, int64_t window, int64_t isa) {
+  if (values.untyped_data() != new_values->untyped_data() || clipped.untyped_data() != new_clipped->untyped_data())
+    return NotInPlace();
+  Problem p = ProblemOf(q, k, v, query_starts, kv_lengths, page_table, out, scale, softcap, window);
+  p.pages = new_values->untyped_data(), p.units = scales.typed_data(), p.clipped = new_clipped->typed_data();
+  p.num_pages = values.dimensions()[0], p.page_size = values.dimensions()[1];
+  const bool wide = q.element_type() == ffi::F32;
+  if (values.element_type() == ffi::F8E4M3FN) return ServeOn<Float8>(pool, p, wide, isa);
+  return ServeOn<Int8>(pool, p, wide, isa);
 }
 
 ffi::Error Int4PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
@@ -73,6 +86,7 @@ ffi::Error Int4PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBu
 extern "C" {
 __attribute__((visibility("default"))) XLA_FFI_Error* flexjax_ragged_paged_attention(XLA_FFI_CallFrame*);
 __attribute__((visibility("default"))) XLA_FFI_Error* flexjax_int4_paged_attention(XLA_FFI_CallFrame*);
+__attribute__((visibility("default"))) XLA_FFI_Error* flexjax_scaled_paged_attention(XLA_FFI_CallFrame*);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_ragged_paged_attention, RaggedPagedAttention,
@@ -89,7 +103,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_ragged_paged_attention, RaggedPagedAttenti
                                   .Ret<ffi::AnyBuffer>()  // kv_pages
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
-                                  .Attr<float>("kv_scale")
                                   .Attr<int64_t>("window")
                                   .Attr<int64_t>("isa"));
 
@@ -107,6 +120,26 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_int4_paged_attention, Int4PagedAttention,
                                   .Ret<ffi::AnyBuffer>()  // out
                                   .Ret<ffi::AnyBuffer>()  // kv_pages.values
                                   .Ret<ffi::AnyBuffer>()  // kv_pages.scales
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int64_t>("window")
+                                  .Attr<int64_t>("isa"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_scaled_paged_attention, ScaledPagedAttention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()          // q
+                                  .Arg<ffi::AnyBuffer>()          // k
+                                  .Arg<ffi::AnyBuffer>()          // v
+                                  .Arg<ffi::AnyBuffer>()          // kv_pages.values
+                                  .Arg<ffi::Buffer<ffi::F32>>()   // kv_pages.scales
+                                  .Arg<ffi::Buffer<ffi::U32>>()   // kv_pages.clipped
+                                  .Arg<Ints>()                    // query_starts
+                                  .Arg<Ints>()                    // kv_lengths
+                                  .Arg<Ints>()                    // page_table
+                                  .Ret<ffi::AnyBuffer>()          // out
+                                  .Ret<ffi::AnyBuffer>()          // kv_pages.values
+                                  .Ret<ffi::Buffer<ffi::U32>>()   // kv_pages.clipped
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
                                   .Attr<int64_t>("window")

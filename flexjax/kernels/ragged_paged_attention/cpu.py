@@ -1,7 +1,6 @@
 """Ragged paged attention on the CPU: the C++ of cpu.cc, called through jax.ffi."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flexjax.kernels import native
-from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name
+from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, ScaledPages, dtype_name
 
 TARGET, INT4_TARGET = "flexjax_ragged_paged_attention", "flexjax_int4_paged_attention"
+SCALED_TARGET = "flexjax_scaled_paged_attention"
 LIBRARY = Path(__file__).with_name("_cpu.so")
 PAGE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "int4")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")  # The best that the processor has, up to the one asked for.
@@ -30,7 +30,6 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
     instruction_set: str = "amx",
 ) -> tuple[Float[Array, "T N H"], Pages]:
     """The contract of `api.py`. A row's float32 result is the same to the bit whatever shares its batch,
@@ -40,15 +39,16 @@ def ragged_paged_attention(
         raise NotImplementedError(f"q is {q.dtype.name}; float32 and bfloat16 are built")
     if dtype_name(kv_pages) not in PAGE_DTYPES:
         raise NotImplementedError(f"kv_pages is {dtype_name(kv_pages)}; {', '.join(PAGE_DTYPES)} are built")
-    native.register(LIBRARY, TARGET, INT4_TARGET)
+    native.register(LIBRARY, TARGET, INT4_TARGET, SCALED_TARGET)
     pages = jax.tree.leaves(kv_pages)
+    # Scales alone are only read.
+    written = [i for i in range(len(pages)) if not (isinstance(kv_pages, ScaledPages) and i == 1)]
     call = jax.ffi.ffi_call(
-        INT4_TARGET if isinstance(kv_pages, Int4Pages) else TARGET,
-        [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *pages)],
-        input_output_aliases={3 + i: 1 + i for i in range(len(pages))},
+        {Int4Pages: INT4_TARGET, ScaledPages: SCALED_TARGET}.get(type(kv_pages), TARGET),
+        [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *(pages[i] for i in written))],
+        input_output_aliases={3 + i: 1 + at for at, i in enumerate(written)},
     )
-    options: dict[str, Any] = {} if isinstance(kv_pages, Int4Pages) else {"kv_scale": np.float32(kv_scale or 1)}
-    out, *pages = call(
+    out, *new = call(
         q,
         k.astype(q.dtype),
         v.astype(q.dtype),
@@ -60,6 +60,7 @@ def ragged_paged_attention(
         softcap=np.float32(softcap or 0),
         window=np.int64(window or 0),
         isa=np.int64(INSTRUCTION_SETS.index(instruction_set)),
-        **options,
     )
+    for i, array in zip(written, new, strict=True):
+        pages[i] = array
     return out, jax.tree.unflatten(jax.tree.structure(kv_pages), pages)

@@ -35,13 +35,19 @@ struct Problem {
   const void *q, *k, *v;  // [T, N, H], [T, K, H], [T, K, H]
   void *pages, *out;      // [num_pages, page_size, K, 2, H] or of int4 [num_pages, K, page_size, H]; [T, N, H]
   Bf16* scales;           // Of int4 pages: [num_pages, K, 2, page_size].
+  const float* units;     // Of int8 and float8 pages, powers of two: [K, 2, H].
+  uint32_t* clipped;      // Numbers beyond the largest of these pages: [K, 2].
   const int32_t *query_starts, *kv_lengths, *page_table;  // [B + 1], [B], [B, P]
   int64_t T, N, K, H, B, P, page_size, num_pages;
   float scale, softcap;  // softcap 0: none
-  float kv_scale;        // Of int8 and float8 pages; 1 for others.
   int window;            // 0: none
   float* parts;          // Unfinished softmaxes of tasks that share rows.
 };
+
+// Pages whose channels have units of their own. The bodies know nothing of them: queries come to them times the units of
+// keys, and what they write is multiplied by those of values, in the place of both, `out`.
+template <typename Page>
+constexpr bool kHasUnits = std::is_same_v<Page, Int8> || std::is_same_v<Page, Float8>;
 
 struct Task {  // Attention of some heads of consecutive rows of one sequence to some of its positions.
   int sequence;
@@ -83,6 +89,11 @@ struct Body {
   void (*join)(const Problem&, const Task* parts, int count);
   int64_t (*scratch)(const Problem&, const Task&);  // Floats.
   int64_t queries;                                  // Of a head's rows in one task, at most.
+};
+
+struct Units {
+  void (*into)(const Problem&, int64_t row, void* to) = nullptr;  // A row's query to `out`, its keys and values to `to`.
+  void (*out_of)(const Problem&, const Task&) = nullptr;          // What a task wrote.
 };
 
 namespace baseline {
@@ -149,6 +160,19 @@ Body Pick(int64_t wanted) {
   return {baseline::Attend<Q, Page>, baseline::Join<Q, Page>, ScratchFloats, kMaxQueries};
 }
 
+template <typename Q, typename Page>
+Units PickUnits(int64_t wanted) {
+  if constexpr (kHasUnits<Page>) {
+#if defined(__x86_64__)
+    const InstructionSet isa = Best(wanted);
+    if (isa >= kAvx512) return {avx512::IntoUnits<Q, Page>, avx512::OutOfUnits<Q>};
+    if (isa == kAvx2) return {avx2::IntoUnits<Q, Page>, avx2::OutOfUnits<Q>};
+#endif
+    return {baseline::IntoUnits<Q, Page>, baseline::OutOfUnits<Q>};
+  }
+  return {};
+}
+
 // Costs are counted in products: rows * query heads * positions * head dim.
 constexpr double kShareCost = 30'000;  // Below it another thread costs more than it saves, even one that waits.
 constexpr double kTaskCost = 10'000;   // No task is made smaller than this.
@@ -177,7 +201,7 @@ void WriteInt4(const Q* key, const Q* value, int64_t H, Int4* to, Bf16* key_scal
 }
 
 template <typename Q, typename Page>
-void WriteNew(const Problem& p, const Rows& r) {
+void WriteNew(const Problem& p, const Units& units, const Rows& r) {
   for (int i = 0; i < r.rows; ++i) {
     const int64_t position = r.position + i, from = (int64_t)(r.row + i) * p.K * p.H;
     const int64_t page = p.page_table[r.sequence * p.P + position / p.page_size];
@@ -191,17 +215,16 @@ void WriteNew(const Problem& p, const Rows& r) {
       continue;
     }
     Page* to = (Page*)p.pages + (page * p.page_size + position % p.page_size) * p.K * 2 * p.H;
+    if constexpr (kHasUnits<Page>) {
+      units.into(p, r.row + i, to);
+      continue;
+    }
     for (int64_t head = 0; head < p.K; ++head)
       for (const void* source : {p.k, p.v}) {
         const Q* x = (const Q*)source + from + head * p.H;
         if constexpr (std::is_same_v<Q, Page>) {
           memcpy(to, x, p.H * sizeof(Q));
-        } else if constexpr (std::is_same_v<Page, Int8>) {
-          for (int64_t c = 0; c < p.H; ++c)
-            to[c].value = (int8_t)std::nearbyintf(std::clamp(ToFloat(x[c]) / p.kv_scale, -127.0f, 127.0f));
-        } else if constexpr (std::is_same_v<Page, Float8>) {
-          for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]) / p.kv_scale, to + c);
-        } else if constexpr (!std::is_same_v<Page, Int4>) {
+        } else if constexpr (!kHasUnits<Page> && !std::is_same_v<Page, Int4>) {
           for (int64_t c = 0; c < p.H; ++c) Narrow(ToFloat(x[c]), to + c);
         }
         to += p.H;
@@ -290,6 +313,7 @@ std::string Serve(Problem p, int64_t isa, int64_t most_threads, const Parallel& 
   std::vector<Task>& tasks = own_tasks;
 
   const Body body = Pick<Q, Page>(isa);
+  const Units units = PickUnits<Q, Page>(isa);
   std::string wrong = FindRows(p, std::max<int64_t>(body.queries / (p.N / p.K), 1), blocks);
   if (!wrong.empty()) return wrong;
   double cost = 0;
@@ -300,16 +324,21 @@ std::string Serve(Problem p, int64_t isa, int64_t most_threads, const Parallel& 
 
   // Every new key must be in place before any row looks. Shared even where it is little: the other
   // threads are then awake when the tasks come.
-  parallel(threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, blocks[i]); });
+  parallel(threads, (int64_t)blocks.size(), [&](int64_t i) { WriteNew<Q, Page>(p, units, blocks[i]); });
+  if constexpr (kHasUnits<Page>) p.q = p.out;
   // The last rows of a prompt see most: from them on, so that threads end together.
   parallel(threads, (int64_t)tasks.size(), [&](int64_t i) {
     thread_local std::vector<float> own_scratch;
     const Task& task = tasks[tasks.size() - 1 - i];
     body.attend(p, task, Scratch(own_scratch, body.scratch(p, task)));
+    if constexpr (kHasUnits<Page>)
+      if (task.part < 0) units.out_of(p, task);
   });
   for (size_t i = 0, end; i < tasks.size(); i = end) {
     for (end = i + 1; tasks[i].part >= 0 && end < tasks.size() && SameRows(tasks[i], tasks[end]);) ++end;
-    if (tasks[i].part >= 0) body.join(p, &tasks[i], (int)(end - i));
+    if (tasks[i].part < 0) continue;
+    body.join(p, &tasks[i], (int)(end - i));
+    if constexpr (kHasUnits<Page>) units.out_of(p, tasks[i]);
   }
   const int64_t live = p.query_starts[p.B], row = p.N * p.H * sizeof(Q);
   memset((char*)p.out + live * row, 0, (p.T - live) * row);

@@ -16,7 +16,8 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel
 from jaxtyping import Array, Float, Int, Num
 
 from flexjax.kernels.ragged_paged_attention import pallas_tpu_int4
-from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, encoded
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, BarePages, Int4Pages, encoded
+from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 from flexjax.kernels.tuning import ByChip, on_chip
 
 # Tokens of one sequence read at a time. By the compiler's listing 2048 saves 12 % on v6e and nothing on v5e
@@ -29,11 +30,12 @@ VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 LANES = 128  # Of a vector register; the kernel reads whole ones.
 
 
+@serves_scaled_pages
 def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -42,8 +44,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. The declared cost is that of contexts as long as the page table is wide: the most
     that a call can read."""
     if isinstance(kv_pages, Int4Pages):
@@ -63,7 +64,7 @@ def ragged_paged_attention(
     sequence = jnp.minimum(sequence, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype, kv_scale).reshape(T, 2 * K, H)
+    new = encoded(jnp.stack([k, v], axis=2), kv_pages.dtype).reshape(T, 2 * K, H)
     combined = _write(kv_pages.reshape(num_pages, page_size, 2 * K, H), new, page, position % page_size)
 
     out = _attend(
@@ -77,7 +78,6 @@ def ragged_paged_attention(
         window=window,
         softcap=softcap,
         max_query_len=max_query_len,
-        kv_scale=kv_scale,
     )
     return jnp.where(live[:, None, None], out, jnp.zeros((), out.dtype)), combined.reshape(kv_pages.shape)
 
@@ -156,12 +156,12 @@ def _attend(
     window: int | None,
     softcap: float | None,
     max_query_len: int,
-    kv_scale: float | None,
 ) -> Float[Array, "T N H"]:
     """Attention over pages that hold the rows' own keys and values already; rows of nobody get anything."""
     T, N, H = q.shape
     _, page_size, KV, _ = kv_pages.shape
     pages_per_seq = page_table.shape[1]
+    unit = 1.0 if kv_pages.dtype.name in LARGEST else None  # Without one the kernel would not widen what it reads.
     block_queries = min(T, BLOCK_DECODES if max_query_len == 1 else BLOCK_QUERIES)
     block_pages = min(pages_per_seq, MAX_BLOCK_PAGES, max(1, on_chip(BLOCK_KV) // page_size))
     heads, kv_heads = kernel.get_min_heads_per_blk(N, KV, q.dtype, kv_pages.dtype)
@@ -174,8 +174,8 @@ def _attend(
             sm_scale=scale,
             sliding_window=window,
             soft_cap=softcap,
-            k_scale=kv_scale,
-            v_scale=kv_scale,
+            k_scale=unit,
+            v_scale=unit,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),

@@ -17,7 +17,8 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.pages import Int4Pages, Pages, dtype_name, sizes, written
+from flexjax.kernels.ragged_paged_attention.pages import BarePages, Int4Pages, dtype_name, sizes, written
+from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 
 BLOCK_M_DECODE = 16  # Rows times heads of a kv head at a time: the fewest that the tensor cores take,
 BLOCK_M = 64  # and in steps with more than one row of a sequence.
@@ -27,11 +28,12 @@ SPAN = 512  # Tokens of a span, at least.
 STAGES = 2  # Tiles in flight.
 
 
+@serves_scaled_pages
 def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -40,8 +42,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. In bfloat16 weights are rounded to it before they are multiplied with values."""
     _refuse(q, kv_pages)
     (T, N, H), (num_pages, page_size, K, _), (B, P) = q.shape, sizes(kv_pages), page_table.shape
@@ -51,14 +52,14 @@ def ragged_paged_attention(
     sequence = jnp.minimum(sequence, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    kv_pages = written(kv_pages, k, v, page, position % page_size, kv_scale)
-    unit, int4, float8 = kv_scale or 1.0, False, False
+    kv_pages = written(kv_pages, k, v, page, position % page_size)
+    unit, int4, float8 = 1.0, False, False
     if isinstance(kv_pages, Int4Pages):
         pages, scales, int4 = kv_pages.values, kv_pages.scales, True
     else:
         pages, scales, float8 = kv_pages, jnp.zeros(1, jnp.bfloat16), kv_pages.dtype == jnp.float8_e4m3fn
     if float8:
-        pages, unit = jax.lax.bitcast_convert_type(pages, jnp.int8), unit * 256
+        pages, unit = jax.lax.bitcast_convert_type(pages, jnp.int8), 256.0
 
     wide = q.dtype == jnp.float32 or pages.dtype == jnp.float32
     heads = triton.next_power_of_2(N // K)
@@ -84,7 +85,7 @@ def ragged_paged_attention(
         backend_options={"enable_fp_fusion": True},
         cost_estimate=_cost(q, kv_pages, page_table),
         B=B, T=T, P=P, K=K, G=N // K, H=H, PAGE=page_size, SPAN=span,
-        SCALE=scale, KV_SCALE=unit, SPANS=spans, WINDOW=window or 0, SOFTCAP=softcap or 0.0,
+        SCALE=scale, UNIT=unit, SPANS=spans, WINDOW=window or 0, SOFTCAP=softcap or 0.0,
         BLOCK_B=triton.next_power_of_2(B), BLOCK_Q=block_q, HEADS=heads, WIDTH=width,
         BLOCK_S=max(16, min(128, TILE_BYTES // width // (4 if wide else 2))), WIDE=wide,
         FLOAT8=float8, INT4=int4,
@@ -100,7 +101,7 @@ def ragged_paged_attention(
     return out.astype(q.dtype), kv_pages
 
 
-def _refuse(q: Array, kv_pages: Pages) -> None:
+def _refuse(q: Array, kv_pages: BarePages) -> None:
     served = ("bfloat16", "float32")
     if q.dtype.name not in served or dtype_name(kv_pages) not in (*served, "int8", "float8_e4m3fn", "int4"):
         raise NotImplementedError(
@@ -111,7 +112,7 @@ def _refuse(q: Array, kv_pages: Pages) -> None:
         raise NotImplementedError(f"head_dim={q.shape[2]} is more than the 256 that fit a program's memory")
 
 
-def _cost(q: Array, kv_pages: Pages, page_table: Array) -> Any:
+def _cost(q: Array, kv_pages: BarePages, page_table: Array) -> Any:
     """Of every sequence at the full width of the page table, each page read once."""
     T, N, H = q.shape
     num_pages, page_size, _, _ = sizes(kv_pages)
@@ -135,7 +136,7 @@ def _widened(x):
 def _attend(
     q_ptr, pages_ptr, scales_ptr, starts_ptr, lengths_ptr, table_ptr, sums_ptr, tops_ptr, totals_ptr,
     B: tl.constexpr, T: tl.constexpr, P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, H: tl.constexpr,
-    PAGE: tl.constexpr, SPAN: tl.constexpr, SCALE: tl.constexpr, KV_SCALE: tl.constexpr,
+    PAGE: tl.constexpr, SPAN: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr,
     SPANS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_Q: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr, WIDE: tl.constexpr, FLOAT8: tl.constexpr, INT4: tl.constexpr,
@@ -188,7 +189,7 @@ def _attend(
             key = tl.load(token[None, :] + h[:, None], mask=there[None, :] & (h < H)[:, None], other=0)
             if FLOAT8:
                 key = _widened(key)
-        score = tl.dot(q, key.to(DTYPE), input_precision="ieee") * (SCALE * KV_SCALE)
+        score = tl.dot(q, key.to(DTYPE), input_precision="ieee") * (SCALE * UNIT)
         if INT4:
             score *= key_scale[None, :]
         if SOFTCAP > 0:
@@ -209,7 +210,7 @@ def _attend(
                 value = _widened(value)
         sums = tl.dot(weight.to(DTYPE), value.to(DTYPE), sums * shrink[:, None], input_precision="ieee")
         top = larger
-    sums *= KV_SCALE
+    sums *= UNIT
     out = (span * T * K * G + at).to(tl.int64)
     if SPANS == 1:
         sums /= total[:, None]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flexjax.kernels.ragged_paged_attention.pages import Pages, read, sizes, written
+from flexjax.kernels.ragged_paged_attention.pages import BarePages, read, sizes, written
+from flexjax.kernels.ragged_paged_attention.scaled import serves_scaled_pages
 
 BLOCK_ROWS = 64  # Rows of one sequence at a time.
 BLOCK_TOKENS = 256  # Keys and values gathered at a time, in whole pages.
@@ -14,11 +15,12 @@ BLOCK_TOKENS = 256  # Keys and values gathered at a time, in whole pages.
 ROW_LOOP, PAGE_LOOP = "blocks_of_rows", "blocks_of_pages"
 
 
+@serves_scaled_pages
 def ragged_paged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -27,8 +29,7 @@ def ragged_paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     max_query_len: int,
-    kv_scale: float | None = None,
-) -> tuple[Float[Array, "T N H"], Pages]:
+) -> tuple[Float[Array, "T N H"], BarePages]:
     """The contract of `api.py`. No temporary grows with rows times context."""
     T = q.shape[0]
     num_pages, page_size, _, _ = sizes(kv_pages)
@@ -39,9 +40,9 @@ def ragged_paged_attention(
     sequence = jnp.clip(jnp.searchsorted(query_starts[1:], row, side="right"), 0, B - 1)
     position = kv_lengths[sequence] - query_starts[sequence + 1] + row
     page = jnp.where(live, page_table[sequence, position // page_size], num_pages)  # Out of bounds: dropped.
-    kv_pages = written(kv_pages, k, v, page, position % page_size, kv_scale)
+    kv_pages = written(kv_pages, k, v, page, position % page_size)
 
-    masks: dict[str, Any] = dict(window=window, softcap=softcap, kv_scale=kv_scale)
+    masks: dict[str, Any] = dict(window=window, softcap=softcap)
     q_scaled = q.astype(jnp.float32) * scale
     if max_query_len == 1:
         first = jnp.minimum(query_starts[:B], T - 1)
@@ -58,7 +59,7 @@ def ragged_paged_attention(
 
 def _by_blocks(
     q: Float[Array, "T N H"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     query_starts: Int[Array, "B+1"],
     kv_lengths: Int[Array, "B"],
     page_table: Int[Array, "B P"],
@@ -95,12 +96,11 @@ def _attend(
     q: Float[Array, "B T N H"],
     position: Int[Array, "B T"],
     live: Bool[Array, "B T"],
-    kv_pages: Pages,
+    kv_pages: BarePages,
     page_table: Int[Array, "B P"],
     *,
     window: int | None,
     softcap: float | None,
-    kv_scale: float | None,
 ) -> Float[Array, "B T N H"]:
     """Float32 attention of a dense block of scaled queries, by an online softmax over blocks of pages."""
     B, T, N, H = q.shape
@@ -114,7 +114,7 @@ def _attend(
     def step(i, carry):
         top, total, values = carry
         table = jax.lax.dynamic_slice_in_dim(page_table, i * pages, pages, axis=1)
-        key, value = read(kv_pages, table, kv_scale)
+        key, value = read(kv_pages, table)
         scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, key, precision="highest")
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)

@@ -45,6 +45,11 @@ std::string Run(Problem p, int64_t isa, const std::vector<Sequence>& sequences) 
   constexpr bool int4 = std::is_same_v<Page, Int4>;
   Elements<Page> pages(p.num_pages * p.page_size * p.K * (int4 ? 1 : 2) * p.H);
   Elements<Bf16> scales(int4 ? p.num_pages * p.K * 2 * p.page_size : 0);
+  constexpr bool units = kHasUnits<Page>;
+  Elements<float> scales_of_channels(units ? p.K * 2 * p.H : 0);
+  Elements<uint32_t> clipped(units ? p.K * 2 : 0);
+  for (int64_t i = 0; i < (units ? p.K * 2 * p.H : 0); ++i) scales_of_channels.data()[i] = 0.03125f;
+  p.units = scales_of_channels.data(), p.clipped = clipped.data();
   p.q = q.data(), p.k = k.data(), p.v = v.data(), p.pages = pages.data(), p.scales = scales.data(), p.out = out.data();
   p.query_starts = starts.data(), p.kv_lengths = lengths.data(), p.page_table = table.data();
   return Serve<Q, Page>(p, isa, 3, [](int64_t, int64_t n, const auto& f) {
@@ -70,7 +75,7 @@ int main() {
                &B) == 10) {
     Problem p{};
     p.N = N, p.K = K, p.H = H, p.page_size = page_size, p.window = (int)window, p.softcap = (float)softcap;
-    p.scale = 0.1f, p.kv_scale = page == 2 || page == 3 ? 0.03f : 1.0f;
+    p.scale = 0.1f;
     std::vector<Sequence> sequences(B);
     for (Sequence& s : sequences)
       if (scanf("%d %d", &s.rows, &s.total) != 2) return 1;

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flexjax import kernels
-from flexjax.kernels.ragged_paged_attention import api, cpu, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import ScaledPages, api, cpu, ragged_paged_attention
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec
 
 OP = "ragged_paged_attention"
@@ -104,47 +104,66 @@ def test_batch_that_leads_out_of_the_pages_is_refused_at_run_time(which: int, va
         jax.block_until_ready(ragged_paged_attention(*arguments, body="cpu", **SPEC.options))
 
 
-SCALE = 1 / 40  # Unit normals reach past 127 of it: some are clipped.
-INT8_SPEC = ArgSpec(N=8, K=4, H=32, page_size=8, sequences=((1, 20), (7, 17), (3, 3)), padding_rows=2, window=9)
-
-
-def int8_arguments(seed: int = 0):
-    q, k, v, pages, *batch = INT8_SPEC.arguments(seed)
-    whole = np.random.default_rng(seed).integers(-127, 128, pages.shape).astype(np.int8)
-    return q, k, v, jnp.asarray(whole), *batch
+INT8_SPEC = ArgSpec(
+    N=8, K=4, H=32, page_size=8, sequences=((1, 20), (7, 17), (3, 3)), padding_rows=2, window=9, page_dtype="int8"
+)
 
 
 @pytest.mark.parametrize("body", ["base", "xla", pytest.param("cpu", marks=needs_library)])
 def test_int8_pages_give_attention_over_rounded_keys_and_values(body):
-    q, k, v, pages, *batch = int8_arguments()
-    run = jax.jit(lambda *args: ragged_paged_attention(*args, body=body, kv_scale=SCALE, **INT8_SPEC.options))
+    q, k, v, pages, *batch = INT8_SPEC.arguments()
+    run = jax.jit(lambda *args: ragged_paged_attention(*args, body=body, **INT8_SPEC.options))
     out, written = run(q, k, v, pages, *batch)
     # The same in float32, given keys and values that are such multiples already.
-    rounded = [jnp.clip(jnp.round(x / SCALE), -127, 127) * SCALE for x in (k, v)]
+    scales = pages.scales
+    rounded = [jnp.clip(jnp.round(x / s), -127, 127) * s for x, s in ((k, scales[None, :, 0]), (v, scales[None, :, 1]))]
     want, wide = jax.jit(lambda *args: ragged_paged_attention(*args, body="base", **INT8_SPEC.options))(
-        q, *rounded, pages.astype(jnp.float32) * SCALE, *batch
+        q, *rounded, pages.values.astype(jnp.float32) * scales[None, None], *batch
     )
-    assert written.dtype == jnp.int8
-    np.testing.assert_array_equal(written, np.round(np.asarray(wide) / SCALE))
+    assert written.values.dtype == jnp.int8
+    np.testing.assert_array_equal(written.values, np.asarray(wide) / np.asarray(scales))
     np.testing.assert_allclose(out, want, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [("int8", None), ("float32", 0.5), ("int8", 0.0)])
-def test_a_scale_belongs_to_int8_and_to_nothing_else(dtype, scale):
-    q, k, v, pages, *batch = int8_arguments()
-    with pytest.raises(ValueError, match="int8 and float8_e4m3fn pages, and no others, have a positive kv_scale"):
-        ragged_paged_attention(q, k, v, pages.astype(dtype), *batch, kv_scale=scale, **INT8_SPEC.options)
+@pytest.mark.parametrize("body", ["xla", pytest.param("cpu", marks=needs_library)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("page_dtype", ["int8", "float8_e4m3fn"])
+def test_scales_round_nothing(page_dtype: str, dtype: str, body: str):
+    """All scales a thousandth and queries, keys and values to match: the same numbers to the bit."""
+    spec = dataclasses.replace(INT8_SPEC, dtype=dtype, page_dtype=page_dtype)
+    q, k, v, pages, *batch = spec.arguments()
+    by = 2.0**-10
+    less = dataclasses.replace(pages, scales=pages.scales * by)
+    run = jax.jit(lambda *args: ragged_paged_attention(*args, body=body, **spec.options))
+    out, written = run(q, k, v, pages, *batch)
+    small, small_written = run(q / by, k * by, v * by, less, *batch)
+    np.testing.assert_array_equal(out.astype(np.float32) * by, small.astype(np.float32))
+    np.testing.assert_array_equal(written.values, small_written.values)
+    np.testing.assert_array_equal(written.clipped, small_written.clipped)
+
+
+def test_pages_of_few_bits_have_scales_and_no_others_have():
+    q, k, v, pages, *batch = INT8_SPEC.arguments()
+    for wrong in (pages.values, dataclasses.replace(pages, values=pages.values.astype(jnp.float32))):
+        with pytest.raises(ValueError, match="Pages of int8 and float8_e4m3fn, and no others, are ScaledPages; got"):
+            ragged_paged_attention(q, k, v, wrong, *batch, **INT8_SPEC.options)
+
+
+def test_scales_of_another_shape_are_refused():
+    q, k, v, pages, *batch = INT8_SPEC.arguments()
+    arguments = (q, k, v, dataclasses.replace(pages, scales=pages.scales[:2]), *batch)
+    with pytest.raises(ValueError, match=r"kv_pages.scales must have shape \(4, 2, 32\)"):
+        api._check(*arguments, window=None, softcap=None, max_query_len=7)
 
 
 def test_int8_pages_cost_little():
-    spec = dataclasses.replace(INT8_SPEC, window=None)
+    spec = dataclasses.replace(INT8_SPEC, window=None, page_dtype=None)
     q, k, v, pages, *batch = spec.arguments()
     scale = float(jnp.max(jnp.abs(pages))) / 127
-    run = lambda pages, scale: ragged_paged_attention(
-        q, k, v, pages, *batch, body="xla", kv_scale=scale, **spec.options
-    )
-    want, _ = run(pages, None)
-    got, _ = run(jnp.round(pages / scale).astype(jnp.int8), scale)
+    scales, counts = jnp.full((4, 2, 32), scale), jnp.zeros((4, 2), jnp.uint32)
+    run = lambda pages: ragged_paged_attention(q, k, v, pages, *batch, body="xla", **spec.options)
+    want, _ = run(pages)
+    got, _ = run(ScaledPages(jnp.round(pages / scale).astype(jnp.int8), scales, counts))
     assert 0 < jnp.max(jnp.abs(got - want)) < 0.05
 
 

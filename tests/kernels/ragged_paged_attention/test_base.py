@@ -10,7 +10,7 @@ import pytest
 from flexjax import kernels
 from flexjax.kernels.ragged_paged_attention import cpu, ragged_paged_attention
 from flexjax.kernels.ragged_paged_attention.arg_specs import ARG_SPECS, ArgSpec
-from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages
+from flexjax.kernels.ragged_paged_attention.pages import LARGEST, Int4Pages, ScaledPages, sizes
 
 BODIES = [
     "base",
@@ -36,7 +36,7 @@ def call(spec: ArgSpec, body: str, arguments=None, **overrides):
     return jitted(body, **{**spec.options, **overrides})(*(host(spec) if arguments is None else arguments))
 
 
-def put(spec: ArgSpec, pages, page: int, slot: int, k, v) -> None:
+def put(pages, page: int, slot: int, k, v) -> None:
     """Writes one token's keys and values [K, H]."""
     new = np.stack([k, v], 1)
     if isinstance(pages, Int4Pages):
@@ -46,21 +46,25 @@ def put(spec: ArgSpec, pages, page: int, slot: int, k, v) -> None:
         pages.values[page, :, slot] = (whole[:, 1] << 4 | whole[:, 0] & 15).astype(np.int8)
         pages.scales[page, :, slot] = scale.reshape(-1)
         return
-    if spec.page_dtype in LARGEST:
-        new = (new.astype(np.float32) / spec.options["kv_scale"]).clip(
-            -LARGEST[spec.page_dtype], LARGEST[spec.page_dtype]
-        )
-        new = np.round(new) if spec.page_dtype == "int8" else new
+    if isinstance(pages, ScaledPages):
+        new = new.astype(np.float32) / pages.scales
+        largest = LARGEST[pages.values.dtype.name]
+        pages.clipped[:] += (abs(new) > largest).sum(-1, dtype=np.uint32)
+        new = new.clip(-largest, largest)
+        pages.values[page, slot] = np.round(new) if pages.values.dtype == np.int8 else new
+        return
     pages[page, slot] = new
 
 
-def kept(spec: ArgSpec, pages, page: int, slot: int) -> np.ndarray:
+def kept(pages, page: int, slot: int) -> np.ndarray:
     """One token's keys and values, float64 [K, 2, H]."""
     if isinstance(pages, Int4Pages):
         both = pages.values[page, :, slot].astype(int)
         halves = np.stack([((both & 15) ^ 8) - 8, both >> 4], 1)
         return halves * pages.scales[page, :, slot].reshape(-1, 2, 1).astype(float)
-    return pages[page, slot].astype(float) * spec.options.get("kv_scale", 1)
+    if isinstance(pages, ScaledPages):
+        return pages.values[page, slot].astype(float) * pages.scales
+    return pages[page, slot].astype(float)
 
 
 def formula(spec: ArgSpec):
@@ -74,12 +78,12 @@ def formula(spec: ArgSpec):
         rows = range(starts[b], starts[b + 1])
         for row in rows:
             p = length - starts[b + 1] + row
-            put(spec, pages, table[b, p // spec.page_size], p % spec.page_size, k[row], v[row])
+            put(pages, table[b, p // spec.page_size], p % spec.page_size, k[row], v[row])
         for row in rows:
             p = length - starts[b + 1] + row
             first = 0 if spec.window is None else max(p - spec.window + 1, 0)
             seen = np.array(
-                [kept(spec, pages, table[b, s // spec.page_size], s % spec.page_size) for s in range(first, p + 1)]
+                [kept(pages, table[b, s // spec.page_size], s % spec.page_size) for s in range(first, p + 1)]
             )
             for n in range(spec.N):
                 score = seen[:, n // G, 0] @ q[row, n].astype(float) * spec.H**-0.5
@@ -157,12 +161,13 @@ def test_rows_that_nobody_sees_may_be_nan(body: str):
     np.testing.assert_array_equal(bits(out), bits(call(spec, body)[0]))
 
 
-@pytest.mark.parametrize(("decode_steps", "page_dtype"), [(1, None), (3, None), (3, "int4")])
+@pytest.mark.parametrize(("decode_steps", "page_dtype"), [(1, None), (3, None), (3, "int8"), (3, "int4")])
 @pytest.mark.parametrize("body", BODIES)
 def test_donated_pages_are_not_copied(body: str, decode_steps: int, page_dtype: str | None):
     spec = ArgSpec(N=8, K=4, H=32, page_size=16, sequences=((1, 40),) * 4, page_dtype=page_dtype)
     arguments = spec.arguments()
-    enlarged = lambda x: jax.ShapeDtypeStruct((32_768, *x.shape[1:]), x.dtype)
+    num_pages = sizes(arguments[3])[0]
+    enlarged = lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_pages * 32_768 or x.shape[0], *x.shape[1:]), x.dtype)
     pages = [jax.tree.map(enlarged, arguments[3])] * 2  # Two layers.
     q, k, v, _, starts, lengths, table = arguments
 
