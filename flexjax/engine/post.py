@@ -1,5 +1,6 @@
 """Letters between the processes of one `jax.distributed` job, by the name of the box that they go to."""
 
+import logging
 import secrets
 import socket
 import threading
@@ -80,6 +81,9 @@ class Post:
                     return self._end(closed=True)
                 self.send(to, box, letter)
         except (EOFError, OSError):
+            self._end(closed=False)
+        except BaseException:  # A letter that cannot be read: whoever waits for it is not left waiting.
+            logging.exception("A letter from another process cannot be read.")
             self._end(closed=False)
 
     def _box(self, name: str) -> SimpleQueue[Any]:

@@ -39,6 +39,10 @@ class EngineStats:
     output_tokens: int = 0
     samples: collections.deque[StepSample] = dataclasses.field(default_factory=_last_samples)
 
+    def copy(self) -> "EngineStats":
+        """As they are now, while the engine's thread goes on counting."""
+        return dataclasses.replace(self, samples=self.samples.copy())
+
     def reset(self) -> None:
         self.host_seconds = self.wait_seconds = 0.0
         self.preemptions = self.output_tokens = 0

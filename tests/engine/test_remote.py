@@ -83,7 +83,7 @@ def test_a_listener_that_raises_loses_its_own_request_only(remote, there, caplog
     remote.submit(Request("bad", (1, 2), LONG, listener=broken))
     remote.submit(Request("good", (1, 2, 3), SamplingParams(temperature=0, max_tokens=6), listener=log))
     assert log.ended.wait(30)
-    assert len(log.tokens) == 6 and not remote.failed
+    assert len(log.tokens) == 6 and remote.failure is None
     assert "'bad' raised" in caplog.text
 
 
@@ -108,4 +108,4 @@ def test_a_failure_there_is_an_error_here(remote, there, monkeypatch, caplog):
         remote.submit(Request(name, (1, 2), LONG, listener=log))
         assert log.ended.wait(30)
         assert log.events[-1].finish_reason == "error" and "failed" in log.events[-1].error
-    assert remote.failed
+    assert isinstance(remote.failure, RuntimeError)
