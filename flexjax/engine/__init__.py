@@ -4,7 +4,7 @@ from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.llm import LLM
 from flexjax.engine.replicas import Replicas, load_engine
-from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
+from flexjax.engine.request import CompletionOutput, QueueFull, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.engine.stats import EngineStats
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "QueueFull",
     "Replicas",
     "Request",
     "RequestOutput",

@@ -24,6 +24,7 @@ class EngineConfig:
     cache_dtype: str | None = None
     max_model_len: int | None = None  # Tokens of prompt and output together; None is the model's own limit.
     max_num_seqs: int = 16  # Sequences in one step.
+    max_waiting: int | None = 65_536  # Sequences open beyond max_num_seqs before `submit` refuses; None is no bound.
     max_num_batched_tokens: int = 256  # Rows in one step; longer prompts are prefilled in chunks.
     page_size: int = 16  # Tokens a page.
     num_pages: int | None = None  # None: enough for every sequence at full length, within cache_gib.
@@ -48,6 +49,7 @@ class EngineConfig:
             ),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 2, "None or at least 2 tokens"),
             ("max_num_seqs", self.max_num_seqs >= 1, "at least 1"),
+            ("max_waiting", self.max_waiting is None or self.max_waiting >= 0, "None or at least 0"),
             (
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens > self.max_num_seqs,

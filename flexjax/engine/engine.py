@@ -5,10 +5,9 @@ flight, so that it schedules the next step and hands over the last one's tokens 
 """
 
 import collections
-import dataclasses
 import functools
 import gc
-import logging
+import numbers
 import secrets
 import threading
 import time
@@ -26,16 +25,19 @@ from flexjax import causal_lm
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.calibration import Calibration
 from flexjax.engine.config import EngineConfig
+from flexjax.engine.limits import check_room, context_limit, most_open, num_pages
+from flexjax.engine.loop import Loop
 from flexjax.engine.pages import PagePool
 from flexjax.engine.placement import Placement
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
-from flexjax.engine.score import Scorer
+from flexjax.engine.score import Scorer, Scorers, Scoring
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.stats import EngineStats, StepSample
 from flexjax.engine.step import packed, suited
+from flexjax.engine.teller import Teller
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware import memory
@@ -45,21 +47,13 @@ from flexjax.quantize import quantize_weights, rounded
 from flexjax.refusal import Refusal, Unsupported
 
 
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """A text to score between two steps; `result` is where its logits are awaited."""
-
-    tokens: tuple[int, ...]
-    rows_per_step: int
-    result: Future[np.ndarray] | None
-
-
 class Engine:
     """Continuous batching of one model, on its device or split over a mesh.
 
     `submit` refuses a bad request with a Refusal and touches nothing else; from then on everything
     about a request reaches its listener as `TokenEvent`s, on the engine's thread. A listener that
-    raises ends its own request alone.
+    raises, or tokens that cannot be made text, end their own request alone; whatever ends a turn early
+    ends all of them with an error, and the engine takes no more.
     """
 
     def __init__(
@@ -85,8 +79,8 @@ class Engine:
         self.config = config
         self.model_config = model.config
         self.vocabulary = vocabulary
-        self.max_model_len = _context_limit(config, model)
-        self.pool = PagePool(_num_pages(config, model, self.max_model_len, self.placement), config.page_size)
+        self.max_model_len = context_limit(config, model)
+        self.pool = PagePool(num_pages(config, model, self.max_model_len, self.placement), config.page_size)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=config.max_num_seqs,
@@ -110,18 +104,17 @@ class Engine:
         self._in_flight: collections.deque[tuple[Plan, Sampled]] = collections.deque()
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
-        self._wake = threading.Condition()
-        # New ones, those to cancel, and texts to score, in order.
+        self._num_sequences = 0  # That have not ended, of all requests.
+        # New ones, those to cancel, and texts to score, in order; and of these what the running turn has taken.
         self._inbox: list[Sequence | tuple[Sequence, ...] | Scoring] = []
-        # Where other processes take the same turns (`flexjax.engine.lockstep`): told at each what is taken in,
+        self._taken: collections.deque[Sequence | tuple[Sequence, ...] | Scoring] = collections.deque()
+        # Where other processes take the same turns (`flexjax.engine.lockstep`): told at each what is taken in.
         self.followers: Callable[[list[Any]], None] | None = None
-        self.group: tuple[Engine, ...] = (self,)  # and the engines whose turns one thread takes, in this order.
-        self._scorers: dict[int, Scorer] = {}
-        self._starting = threading.Lock()  # Held by start and stop: one thread at a time.
-        self._closed = False  # Between the end of the thread and the next start.
-        self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._failure: BaseException | None = None
+        self.led = False  # By another process, which says what ends early;
+        self._faulty: list[Sequence] = []  # and must say so of these in the next turn.
+        self.loop = Loop(self)
+        self._scorers = Scorers(self._scorer)
+        self._interrupt: KeyboardInterrupt | None = None  # In a listener, to be raised again after the turn.
 
     @classmethod
     def load(cls, directory: str | Path, config: EngineConfig | None = None, mesh: Mesh | None = None) -> "Engine":
@@ -147,42 +140,32 @@ class Engine:
                 "An engine over several processes takes the same turns in each, which its thread alone would not: load "
                 "it with LLM.load or flexjax.engine.load_engine, in every process."
             )
-        if self is not self.group[0]:
-            return self.group[0].start()
-        with self._starting:
-            if self._thread is None:
-                self._stopping = False
-                for engine in self.group:
-                    engine._closed = False
-                self._thread = threading.Thread(target=self._loop, name="flexjax-engine", daemon=True)
-                self._thread.start()
+        if self.followers is not None and self.loop.closed and self.failure is None:
+            raise RuntimeError(
+                "An engine over several processes that was stopped cannot start again: the other processes have left "
+                "it. Load the model anew in every process."
+            )
+        self.loop.start()
 
     def stop(self) -> None:
         """Ends the thread; requests still open get "done" with reason "cancelled"."""
-        if self is not self.group[0]:
-            return self.group[0].stop()
-        with self._starting:
-            if self._thread is not None:
-                with self._wake:
-                    self._stopping = True
-                    self._wake.notify()
-                self._thread.join()
-                self._thread = None
+        self.loop.stop()
 
     def submit(self, request: Request) -> None:
-        """Queues a request; Refusal, before anything else happens, when it can never be served."""
+        """Queues a request; Refusal, before anything else happens, when it can never be served, and QueueFull when it
+        cannot be now. RuntimeError when the engine was stopped or has failed."""
         self.check(request)
         params = request.params
         prompt = request.prompt_token_ids
         eos = self.vocabulary.eos_ids if self.vocabulary and not params.ignore_eos else frozenset()
         seed = params.seed if params.seed is not None else secrets.randbits(32)
-        with self._wake:
-            if self._failure is not None:
-                raise RuntimeError("The engine has failed and takes no requests.") from self._failure
-            if self._closed:
-                raise RuntimeError("The engine was stopped; start() lets it take requests again.")
+        with self.loop.wake:
+            self.loop.check_open()
             if request.id in self._live:
                 raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
+            check_room(self.config, self._num_sequences, params.n)
+            siblings: list[Sequence] = []
+            teller = Teller(request.id, request.listener, functools.partial(self._withdraw, siblings))
             sequences = [
                 Sequence(
                     request=request,
@@ -193,13 +176,16 @@ class Engine:
                     stop_ids=eos | frozenset(params.stop_token_ids),
                     stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop, prompt),
                     tokens=list(prompt),
+                    teller=teller,
                 )
                 for index in range(params.n)
             ]
             self._arrivals += 1
-            self._live[request.id] = sequences
+            self._num_sequences += params.n
+            siblings.extend(sequences)
+            self._live[request.id] = siblings
             self._inbox.extend(sequences)
-            self._wake.notify()
+            self.loop.wake.notify()
 
     def check(self, request: Request) -> None:
         """Refusal, with the rule, the values and the way out, for a request that cannot be served."""
@@ -226,59 +212,74 @@ class Engine:
         stops = frozenset(params.stop_token_ids) | (self.vocabulary.eos_ids if self.vocabulary else frozenset())
         if params.min_tokens and len(stops) > MAX_STOP_IDS:
             raise Refusal(f"min_tokens can hold back at most {MAX_STOP_IDS} stop ids; this request has {len(stops)}.")
+        if params.n > most_open(self.config):
+            raise Refusal(
+                f"A request must fit the engine's queue alone: max_num_seqs + max_waiting is {most_open(self.config)}, "
+                f"this one has n={params.n}. Lower n, or load the model with a larger max_waiting."
+            )
+        if not isinstance(request.priority, numbers.Integral):
+            raise Refusal(f"A priority must be a whole number, lower ones first; got {request.priority!r}.")
 
     def check_tokens(self, token_ids: Iterable[int]) -> None:
         """Refusal for ids that the model has no embedding for."""
         vocab_size = self.runner.vocab_size
-        strangers = [t for t in token_ids if not 0 <= t < vocab_size]
+        strangers = [t for t in token_ids if not isinstance(t, int | np.integer) or not 0 <= t < vocab_size]
         if strangers:
             raise Refusal(
-                f"Token ids must lie in [0, {vocab_size}); the request has {strangers[:5]}. Tokenise it with the "
-                "model's own tokenizer."
+                f"Token ids must lie in [0, {vocab_size}), as whole numbers; the request has {strangers[:5]}. Tokenise "
+                "it with the model's own tokenizer."
             )
 
     def cancel(self, request_id: str) -> None:
         """Ends a request: "done" with reason "cancelled". An unknown id is ignored: it may just have ended."""
-        with self._wake:
-            # Those that bear the id now: it may be taken again before the engine's thread looks.
-            self._inbox.append(tuple(self._live.get(request_id, ())))
-            self._wake.notify()
+        with self.loop.wake:  # Those that bear the id now: it may be taken again before the engine's thread looks.
+            self._withdraw(self._live.get(request_id, ()))
+
+    def _withdraw(self, siblings: Iterable[Sequence], error: BaseException | None = None) -> None:
+        """Ends them in the next turn, as it is told to other processes. An interrupt of this thread goes on after."""
+        with self.loop.wake:
+            if self.led and error is not None:
+                self._faulty.extend(siblings)
+            elif open_ := tuple(siblings):
+                self._inbox.append(open_)
+                self.loop.wake.notify()
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            self._interrupt = error
 
     def score(self, tokens: Iterable[int], rows_per_step: int) -> np.ndarray:
         """Float32 logits [T, V] of a text; over several processes between two steps, by the engine's thread."""
+        if self.failure is not None:
+            self.loop.check_open()
         if self.followers is None:
-            return self._scorer(rows_per_step)(tuple(tokens))
+            return self._scorers(tuple(tokens), rows_per_step)
         self.start()
         result: Future[np.ndarray] = Future()
         self.enqueue(Scoring(tuple(tokens), rows_per_step, result))
         return result.result()
 
     def enqueue(self, scoring: Scoring) -> None:
-        with self._wake:
-            if self._closed:
-                raise RuntimeError("The engine was stopped.") from self._failure
+        with self.loop.wake:
+            self.loop.check_open()
             self._inbox.append(scoring)
-            self._wake.notify()
+            self.loop.wake.notify()
 
     def _scorer(self, rows_per_step: int) -> Scorer:
         """With a small cache of its own; compiled at its first text."""
-        if rows_per_step not in self._scorers:
-            self._scorers[rows_per_step] = Scorer(
-                self.runner.model(),
-                max_model_len=self.max_model_len,
-                page_size=self.config.page_size,
-                cache_dtype=self.runner.cache_dtype,
-                rows_per_step=rows_per_step,
-                placement=self.placement,
-                cache_scales=self.runner.cache_scales,
-            )
-        return self._scorers[rows_per_step]
+        return Scorer(
+            self.runner.model(),
+            max_model_len=self.max_model_len,
+            page_size=self.config.page_size,
+            cache_dtype=self.runner.cache_dtype,
+            rows_per_step=rows_per_step,
+            placement=self.placement,
+            cache_scales=self.runner.cache_scales,
+        )
 
     def turn_with(self, others: Iterable["Engine"]) -> None:
         """From now on one thread takes the turns of all; before `start`."""
-        self.group = (self, *others)
-        for engine in self.group:
-            engine.group, engine._wake = self.group, self._wake
+        self.loop.engines = (self, *others)
+        for engine in others:
+            engine.loop = self.loop
 
     @property
     def runners(self) -> tuple[StepRunner, ...]:
@@ -290,9 +291,14 @@ class Engine:
         return request_id in self._live
 
     @property
-    def failed(self) -> bool:
-        """Whether the device failed, so that no request can be taken any more."""
-        return self._failure is not None
+    def failure(self) -> BaseException | None:
+        """What ended a turn early, so that no request can be taken any more."""
+        return self.loop.failure
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something waits to be taken in."""
+        return bool(self._inbox)
 
     @property
     def num_open(self) -> int:
@@ -300,7 +306,20 @@ class Engine:
         return len(self._live)
 
     def step(self) -> bool:
-        """One turn of the loop, for callers without a thread; False when there is nothing to do."""
+        """One turn, also for callers without a thread; False when there is nothing to do, as after a failure."""
+        if self.failure is not None:
+            return False
+        try:
+            busy = self._turn()
+        except BaseException as error:  # Also an interrupt: nobody knows what of the turn is done.
+            self.loop.fail(error)
+            raise
+        if self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            raise interrupt
+        return busy
+
+    def _turn(self) -> bool:
         began, waited = time.perf_counter(), self.stats.wait_seconds
         self._take_inbox()
         plan = self.scheduler.schedule()
@@ -311,26 +330,14 @@ class Engine:
         self.stats.host_seconds += time.perf_counter() - began - (self.stats.wait_seconds - waited)
         return plan is not None or bool(self._in_flight) or bool(self._inbox)
 
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                busy = [engine.step() for engine in self.group]
-                if not any(busy):
-                    with self._wake:
-                        self._wake.wait_for(lambda: self._stopping or any(engine._inbox for engine in self.group))
-            for engine in self.group:
-                engine._end_all("cancelled", "The engine was stopped.")
-        except Exception as error:  # The device's: told to every open request and to whoever submits the next.
-            logging.exception("The engine failed.")
-            for engine in self.group:
-                engine._end_all("error", f"The engine failed: {error}", failure=error)
-
     def _take_inbox(self) -> None:
-        with self._wake:
+        with self.loop.wake:
             inbox, self._inbox = self._inbox, []
+            self._taken.extend(inbox)
         if self.followers is not None:
             self.followers(inbox)
-        for item in inbox:
+        while self._taken:
+            item = self._taken[0]  # It stays until it is done: what is left when the turn fails is told.
             if isinstance(item, Sequence):
                 self.scheduler.add(item)
             elif isinstance(item, Scoring):
@@ -338,14 +345,15 @@ class Engine:
             else:
                 for sequence in item:
                     self._finish(sequence, "cancelled")
+            self._taken.popleft()
+        if any(sequence.status is not Status.FINISHED for sequence in self._faulty):
+            raise RuntimeError("Tokens could not be made text in this process, and could in the one that leads it.")
+        self._faulty.clear()
 
     def _answer(self, scoring: Scoring) -> None:
-        result = scoring.result or Future()
-        try:
-            result.set_result(self._scorer(scoring.rows_per_step)(scoring.tokens))
-        except Exception as error:
-            result.set_exception(error)
-            raise
+        logits = self._scorers(scoring.tokens, scoring.rows_per_step)
+        if scoring.result is not None:
+            scoring.result.set_result(logits)
 
     def _dispatch(self, plan: Plan) -> None:
         sampled = self.runner.run(plan)
@@ -368,7 +376,7 @@ class Engine:
             sequence = chunk.sequence
             if not sequence.announced:
                 sequence.announced = True
-                self._tell(sequence, TokenEvent("scheduled", sequence.request.id, now, sequence.index))
+                sequence.teller(TokenEvent("scheduled", sequence.request.id, now, sequence.index))
 
     def _receive(self, plan: Plan, sampled: Sampled) -> None:
         began = time.perf_counter()
@@ -390,8 +398,8 @@ class Engine:
                 found = _logprobs(logprobs, i, chunk, sequence.request.params.logprobs)
             self._hand_over(sequence, new, found)
 
-    def _hand_over(self, sequence: Sequence, new: list[int], logprobs: list[dict[int, float]] | None) -> None:
-        """Appends tokens up to the first that ends the sequence, and tells the listener."""
+    def _read(self, sequence: Sequence, new: list[int]) -> tuple[str, FinishReason | None, int]:
+        """Appends tokens up to the first that ends the sequence: their text, why it ends, and how many they are."""
         params = sequence.request.params
         text, reason, count = "", None, 0
         for token in new:
@@ -410,6 +418,14 @@ class Engine:
                 break
         if reason is not None:
             text += sequence.stream.flush()
+        return text, reason, count
+
+    def _hand_over(self, sequence: Sequence, new: list[int], logprobs: list[dict[int, float]] | None) -> None:
+        try:
+            text, reason, count = self._read(sequence, new)
+        except BaseException as error:  # A panic of the tokenizer's Rust is no Exception.
+            what = f"The tokens of request {sequence.request.id!r} could not be made text"
+            return sequence.teller.fail(what, error)
         self.stats.output_tokens += count
         event = TokenEvent(
             "token",
@@ -420,47 +436,51 @@ class Engine:
             text,
             tuple(logprobs[:count]) if logprobs else (),
         )
-        self._tell(sequence, event)
+        sequence.teller(event)
         if reason is not None:
             self._finish(sequence, reason)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
-        if sequence.status is Status.FINISHED:  # By its listener, or by a sibling's.
-            return
-        self.scheduler.finish(sequence)
-        siblings = self._live[sequence.request.id]
-        siblings.remove(sequence)
-        if not siblings:
-            with self._wake:
-                del self._live[sequence.request.id]
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, error: str = "", failure: BaseException | None = None
+    ) -> None:
+        request = sequence.request
+        with self.loop.wake:  # Another thread may tell of a failure meanwhile.
+            if sequence.status is Status.FINISHED:
+                return
+            if failure is None:
+                self.scheduler.finish(sequence)
+            else:  # Nobody knows what the scheduler has half done, and it plans no more.
+                sequence.status = Status.FINISHED
+            siblings = self._live[request.id]
+            siblings.remove(sequence)
+            self._num_sequences -= 1
+            if not siblings:
+                del self._live[request.id]
         self.stats.preemptions += sequence.num_preempted
-        now = time.perf_counter()
-        event = TokenEvent("done", sequence.request.id, now, sequence.index, finish_reason=reason, error=error)
-        self._tell(sequence, event)
+        event = TokenEvent(
+            "done",
+            request.id,
+            time.perf_counter(),
+            sequence.index,
+            finish_reason=reason,
+            error=error,
+            fatal=failure is not None,
+            seed=sequence.seed if request.params.temperature > 0 else None,
+        )
+        sequence.teller(event)
 
-    def _tell(self, sequence: Sequence, event: TokenEvent) -> None:
-        """Calls the listener. One that raises loses its own request and nobody else's."""
-        if sequence.listener is None:
-            return
-        try:
-            sequence.listener(event)
-        except Exception:
-            request_id = sequence.request.id
-            logging.exception("The listener of request %r raised; the request is cancelled.", request_id)
-            for sibling in (sequence, *self._live.get(request_id, ())):
-                sibling.listener = None
-            self.cancel(request_id)  # In the next turn, as for anybody: other processes may take it too.
-
-    def _end_all(self, reason: FinishReason, error: str, failure: Exception | None = None) -> None:
-        with self._wake:  # From here on `submit` refuses, so that nobody slips in behind.
-            self._closed, self._failure = True, failure
-            unread, self._inbox = self._inbox, []
+    def end_all(self, reason: FinishReason, error: str, *, failure: BaseException | None = None) -> None:
+        """Ends every request and every text to score; `failure` when the engine has failed."""
+        with self.loop.wake:
+            unread, self._inbox = [*self._taken, *self._inbox], []
             everyone = [sequence for sequences in self._live.values() for sequence in sequences]
         for sequence in everyone:
-            self._finish(sequence, reason, error)
+            self._finish(sequence, reason, error, failure)
         for item in unread:
-            if isinstance(item, Scoring) and item.result is not None:
-                item.result.set_exception(RuntimeError(error))
+            if isinstance(item, Scoring) and item.result is not None and not item.result.done():
+                told = RuntimeError(error)
+                told.__cause__ = failure
+                item.result.set_exception(told)
         self._in_flight.clear()
 
 
@@ -472,24 +492,3 @@ def _logprobs(arrays: tuple[np.ndarray, np.ndarray], i: int, chunk: Chunk, count
 
 def _placement(config: EngineConfig, mesh: Mesh | None) -> Placement:
     return Placement(make_mesh(config.mesh) if mesh is None and config.mesh is not None else mesh)
-
-
-def _context_limit(config: EngineConfig, model: CausalLM) -> int:
-    limit = model.config.max_position
-    if config.max_model_len is not None and config.max_model_len > limit:
-        raise Refusal(f"max_model_len must be within the model's own context of {limit}; got {config.max_model_len}.")
-    return config.max_model_len or limit
-
-
-def _num_pages(config: EngineConfig, model: CausalLM, max_model_len: int, placement: Placement) -> int:
-    """As asked for; else one full-length context for every sequence, as far as each device's cache_gib goes."""
-    if config.num_pages is not None:
-        return config.num_pages
-    wanted = config.max_num_seqs * -(-max_model_len // config.page_size) + 1
-    dtype = jnp.dtype(config.cache_dtype or config.dtype)
-    one, two = (placement.device_bytes(placement.cache_spec(model, n, config.page_size, 1, dtype)) for n in (1, 2))
-    page_bytes = max(two - one, 1)
-    affordable = int(config.cache_gib * 2**30) // page_bytes
-    if affordable < 2:
-        raise Refusal(f"One page takes {page_bytes} bytes a device; cache_gib={config.cache_gib} has no room for it.")
-    return min(wanted, affordable)

@@ -1,10 +1,12 @@
 """The Python face: a model directory in, text out."""
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,14 @@ import numpy as np
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.replicas import Replicas, load_engine
-from flexjax.engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenEvent
+from flexjax.engine.request import CompletionOutput, QueueFull, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.hardware import compile_cache
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.refusal import Refusal
 
 Prompt = str | Sequence[int]
+
+_numbers = itertools.count()  # Of requests: several faces of one engine must not take the same ids.
 
 
 class LLM:
@@ -29,7 +33,6 @@ class LLM:
 
     def __init__(self, engine: Engine | Replicas):
         self.engine = engine
-        self._ids = itertools.count()
         self._meeting = engine.meeting if isinstance(engine, Replicas) else None
 
     @classmethod
@@ -56,46 +59,81 @@ class LLM:
         )
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
     ) -> list[RequestOutput]:
-        """One `RequestOutput` a prompt, in order, with `params` for all or one for each.
+        """One `RequestOutput` a prompt, in order, with `params` and `priority` for all or one for each; lower
+        priorities go first.
 
-        Every prompt is checked before the first is run: Refusal names the one that cannot be served. Over a
-        mesh of several processes, each that makes the same call gets the same outputs.
+        Every prompt is checked before the first is run: Refusal names the one that cannot be served. A fault of one
+        request ends it alone, with finish_reason "error" and the reason in `error`; RuntimeError, from its cause, when
+        the engine fails. Whatever is raised, nothing of this call goes on. More prompts than the engine's queue holds
+        are submitted as it drains. Over a mesh of several processes, each that makes the same call gets the same
+        outputs.
         """
         batch = _as_batch(prompts)
-        each = [params or SamplingParams()] * len(batch) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(batch):
-            raise Refusal(f"Give one SamplingParams for all prompts or one for each; got {len(each)} for {len(batch)}.")
-        requests = [self._request(prompt, one) for prompt, one in zip(batch, each, strict=True)]
-        stated = [(request.prompt_token_ids, request.params) for request in requests]
+        each = _for_each("SamplingParams", params or SamplingParams(), len(batch))
+        priorities = _for_each("priority", priority, len(batch))
+        requests = [self._request(*one) for one in zip(batch, each, priorities, strict=True)]
+        stated = [(request.prompt_token_ids, request.params, request.priority) for request in requests]
         return self._together(f"generate {stated}", lambda: self._generate(batch, requests))
 
     def _generate(self, batch: Sequence[Prompt], requests: Sequence[Request]) -> list[RequestOutput]:
+        ended: SimpleQueue[None] = SimpleQueue()
         collectors = []
         for i, (prompt, request) in enumerate(zip(batch, requests, strict=True)):
-            collector = _Collector(prompt, request)
+            collector = _Collector(prompt, request, ended)
             try:
                 self.engine.check(collector.request)
             except Refusal as error:
                 raise Refusal(f"Prompt {i}: {error}") from error
             collectors.append(collector)
         self.engine.start()
-        for collector in collectors:
-            self.engine.submit(collector.request)
+        submitted: list[_Collector] = []
+        open_ = 0
         try:
-            return [collector.wait() for collector in collectors]
-        except BaseException:  # Interrupted: nothing of this call goes on behind the caller's back.
             for collector in collectors:
+                open_ = self._submit(collector.request, open_, ended)
+                submitted.append(collector)
+            for collector in collectors:
+                collector.wait()
+                self._check_end(collector.fatal)
+            return [collector.output() for collector in collectors]
+        except BaseException:  # Interrupted, refused or failed: nothing of this call goes on behind the caller's back.
+            for collector in submitted:
                 self.engine.cancel(collector.request.id)
             raise
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[TokenEvent]:
-        """The events of one prompt as they happen; leaving the loop early cancels the request."""
+    def _submit(self, request: Request, open_: int, ended: "SimpleQueue[None]") -> int:
+        """As `Engine.submit`, but waits for room while any of the call's `open_` requests may make some. Returns how
+        many of them are left, with this one."""
+        while True:
+            try:
+                self.engine.submit(request)
+                return open_ + 1
+            except QueueFull:
+                if not open_:
+                    raise
+                ended.get()
+                open_ -= 1
+
+    def _check_end(self, event: TokenEvent | None) -> None:
+        """RuntimeError for the end of a request that came because the engine failed."""
+        if event is not None and event.fatal:
+            raise RuntimeError(event.error) from self.engine.failure
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+    ) -> AsyncIterator[TokenEvent]:
+        """The events of one prompt as they happen; leaving the loop early cancels the request. RuntimeError, from its
+        cause, when the engine fails."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
         params = params or SamplingParams()
         listener = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
-        request = self._request(prompt, params, listener)
+        request = self._request(prompt, params, priority, listener)
         self.engine.start()
         self.engine.submit(request)
         open_ends = params.n
@@ -103,6 +141,7 @@ class LLM:
             while open_ends:
                 event = await queue.get()
                 open_ends -= event.kind == "done"
+                self._check_end(event)
                 yield event
         finally:
             if open_ends:
@@ -114,6 +153,8 @@ class LLM:
         `rows_per_step=1` feeds token by token, as decoding does.
         """
         engine = self.engine
+        if rows_per_step < 1:
+            raise Refusal(f"rows_per_step must be at least 1; got {rows_per_step}.")
         batch = [self._tokens(p) for p in _as_batch(prompts)]
         for i, tokens in enumerate(batch):
             if not 0 < len(tokens) <= engine.max_model_len:
@@ -146,8 +187,8 @@ class LLM:
             raise Refusal("This model directory has no tokenizer.json; give prompts as token ids.")
         return self.engine.vocabulary.encode(prompt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams, listener=None) -> Request:
-        return Request(f"llm-{next(self._ids)}", self._tokens(prompt), params, listener=listener)
+    def _request(self, prompt: Prompt, params: SamplingParams, priority: int, listener=None) -> Request:
+        return Request(f"llm-{next(_numbers)}", self._tokens(prompt), params, priority, listener)
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -157,18 +198,26 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
+def _for_each[T](name: str, values: T | Sequence[T], count: int) -> list[T]:
+    each = list(values) if isinstance(values, Sequence) else [values] * count
+    if len(each) != count:
+        raise Refusal(f"Give one {name} for all prompts or one for each; got {len(each)} for {count}.")
+    return each
+
+
 class _Collector:
     """Gathers the events of one request into its output."""
 
-    def __init__(self, prompt: Prompt, request: Request):
+    def __init__(self, prompt: Prompt, request: Request, ended: "SimpleQueue[None]"):
         self.prompt = prompt if isinstance(prompt, str) else None
-        self.request = Request(request.id, request.prompt_token_ids, request.params, listener=self._listen)
+        self.request = dataclasses.replace(request, listener=self._listen)
         n = request.params.n
         self._text: list[list[str]] = [[] for _ in range(n)]
         self._tokens: list[list[int]] = [[] for _ in range(n)]
         self._logprobs: list[list[dict[int, float]]] = [[] for _ in range(n)]
         self._ends: dict[int, TokenEvent] = {}
-        self._all_ended = threading.Event()
+        self._all_ended, self._ended = threading.Event(), ended  # The latter is told too.
+        self.fatal: TokenEvent | None = None  # The end that came because the engine failed.
 
     def _listen(self, event: TokenEvent) -> None:
         if event.kind == "token":
@@ -177,11 +226,15 @@ class _Collector:
             self._logprobs[event.index].extend(event.logprobs)
         elif event.kind == "done":
             self._ends[event.index] = event
+            self.fatal = event if event.fatal else self.fatal
             if len(self._ends) == self.request.params.n:
                 self._all_ended.set()
+                self._ended.put(None)
 
-    def wait(self) -> RequestOutput:
+    def wait(self) -> None:
         self._all_ended.wait()
+
+    def output(self) -> RequestOutput:
         wants = self.request.params.logprobs is not None
         outputs = [
             CompletionOutput(
@@ -191,6 +244,7 @@ class _Collector:
                 self._ends[i].finish_reason,
                 tuple(self._logprobs[i]) if wants else None,
                 self._ends[i].error,
+                self._ends[i].seed,
             )
             for i in range(self.request.params.n)
         ]

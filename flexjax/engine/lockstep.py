@@ -64,8 +64,17 @@ def _letter(item: Any) -> Request | Cancel | Scoring | None:
     return Cancel(item[0].request.id) if item else None
 
 
+def watch(engine: Engine, post: Post) -> None:
+    """Fails an engine that leads others once one of them is lost: a step may wait for its part for ever."""
+    post.ended.wait()
+    if not post.closed:
+        engine.loop.fail(RuntimeError("A process that this engine runs in is gone."))
+
+
 def follow(engines: Mapping[int, Engine], post: Post, box: str) -> None:
     """Takes the leader's turns of each replica until the end."""
+    for engine in engines.values():
+        engine.led = True
     try:
         while (turn := post.take(box)) is not None:
             replica, letters = turn
@@ -82,6 +91,6 @@ def follow(engines: Mapping[int, Engine], post: Post, box: str) -> None:
                 else:
                     engine.submit(letter)
             engine.step()
-    except Exception:  # Without its part nobody can go on.
+    except BaseException:  # Without its part nobody can go on.
         logging.exception("The engine failed.")
         post.abandon()

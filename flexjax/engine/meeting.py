@@ -1,10 +1,12 @@
 """Calls over several processes: process 0 does the work, and whoever made the same call gets its result."""
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 from flexjax.engine.post import Post
+from flexjax.engine.teller import described
 from flexjax.refusal import Refusal
 
 _FOLLOWS = "follows"
@@ -32,10 +34,10 @@ class Meeting:
                 )
             result = (work(), None)
         except Exception as error:
-            self._answer(callers, (None, error))
+            self._answer(callers, (None, _portable(error)))
             raise
-        except BaseException:  # Interrupted here: the others are not left waiting.
-            self._answer(callers, (None, RuntimeError("Process 0 was interrupted.")))
+        except BaseException as error:  # Interrupted here: the others are not left waiting.
+            self._answer(callers, (None, RuntimeError(f"Process 0 was interrupted: {described(error)}")))
             raise
         self._answer(callers, result)
         return result[0]
@@ -79,3 +81,12 @@ class Meeting:
                 "Process 0 has closed the model." if self.post.closed else f"The model has ended: {self.post.lost}."
             )
         return letter
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it can be sent to another process, else a RuntimeError that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # Whatever a library's own exception raises here.
+        return RuntimeError(described(error))
+    return error

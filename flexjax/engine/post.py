@@ -1,5 +1,6 @@
 """Letters between the processes of one `jax.distributed` job, by the name of the box that they go to."""
 
+import logging
 import secrets
 import socket
 import sys
@@ -91,6 +92,9 @@ class Post:
                 self.send(to, box, letter)
         except (EOFError, OSError):
             self._end(closed=False, lost=f"{self.name(number)} is gone")
+        except BaseException:  # A letter that cannot be read: whoever waits for it is not left waiting.
+            logging.exception("A letter from another process cannot be read.")
+            self._end(closed=False, lost=f"a letter from {self.name(number)} cannot be read")
 
     def _box(self, name: str) -> SimpleQueue[Any]:
         with self._changing:

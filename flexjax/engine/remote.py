@@ -7,11 +7,13 @@ import time
 from typing import Any
 
 from flexjax.engine.engine import Engine
+from flexjax.engine.limits import check_room
 from flexjax.engine.lockstep import Cancel
 from flexjax.engine.post import Post
 from flexjax.engine.request import Request, TokenEvent
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.stats import EngineStats
+from flexjax.engine.teller import Teller, described
 
 _STOP, _STATS = "stop", "stats"  # Orders beside requests and cancellations.
 
@@ -25,10 +27,10 @@ class Remote:
 
     def __init__(self, post: Post, leader: int, box: str, like: Engine):
         self._post, self._leader, self._box, self._like = post, leader, box, like
-        self._open: dict[str, Request] = {}
+        self._tellers: dict[str, Teller] = {}
         self._running: dict[str, set[int]] = {}  # Which of a request's continuations have not ended.
         self._changing = threading.Lock()
-        self.failed = False
+        self.failure: BaseException | None = None
         self._stopped = threading.Event()
         threading.Thread(target=self._listen, name=f"flexjax-{box}", daemon=True).start()
 
@@ -41,25 +43,38 @@ class Remote:
 
     def submit(self, request: Request) -> None:
         self._like.check(request)
-        if self._stopped.is_set():
-            raise RuntimeError("The engine was stopped, or its process is gone.")
+        teller = Teller(request.id, request.listener, lambda error: self._withdraw(request.id, teller))
         with self._changing:
-            self._open[request.id], self._running[request.id] = request, set(range(request.params.n))
-        self._send(dataclasses.replace(request, listener=None))
+            if self._stopped.is_set():
+                raise RuntimeError("The engine was stopped, or its process is gone.") from self.failure
+            check_room(self._like.config, sum(map(len, self._running.values())), request.params.n)
+            self._tellers[request.id], self._running[request.id] = teller, set(range(request.params.n))
+        try:
+            self._send(dataclasses.replace(request, listener=None))
+        except BaseException:
+            with self._changing:
+                del self._tellers[request.id], self._running[request.id]
+            raise
 
     def cancel(self, request_id: str) -> None:
         self._send(Cancel(request_id))
 
+    def _withdraw(self, request_id: str, teller: Teller) -> None:
+        with self._changing:  # Its id may be taken again by now.
+            still_open = self._tellers.get(request_id) is teller
+        if still_open:
+            self.cancel(request_id)
+
     def holds(self, request_id: str) -> bool:
-        return request_id in self._open
+        return request_id in self._running
 
     def step(self) -> bool:
         """Its own process takes its turns; whether anything is open."""
-        return bool(self._open)
+        return bool(self._running)
 
     @property
     def num_open(self) -> int:
-        return len(self._open)
+        return len(self._running)
 
     @property
     def runner(self) -> StepRunner:
@@ -86,38 +101,39 @@ class Remote:
     def _listen(self) -> None:
         while isinstance(event := self._post.take(f"{self._box}-events"), TokenEvent):
             self._tell(event)
-        self._stopped.set()
-        gone = "The process that led this replica is gone." if event is None else "The engine was stopped."
-        for request in list(self._open.values()):
-            reason = "error" if event is None else "cancelled"
-            for index in range(request.params.n):
-                self._tell(TokenEvent("done", request.id, 0.0, index, finish_reason=reason, error=gone))
+        lost = event is None
+        gone = "The process that led this replica is gone." if lost else "The engine was stopped."
+        with self._changing:  # From here on `submit` refuses, so that nobody slips in behind.
+            self._stopped.set()
+            left = [(request_id, index) for request_id, open_ in self._running.items() for index in open_]
+        for request_id, index in left:
+            reason = "error" if lost else "cancelled"
+            self._tell(TokenEvent("done", request_id, 0.0, index, finish_reason=reason, error=gone, fatal=lost))
 
     def _tell(self, event: TokenEvent) -> None:
         with self._changing:
-            request = self._open.get(event.request_id)
-            if request is None or event.index not in self._running[event.request_id]:
+            if event.index not in self._running.get(event.request_id, ()):
                 return
+            teller = self._tellers[event.request_id]
             if event.kind == "done":
-                self.failed |= event.finish_reason == "error"  # Nothing but the engine's own failure ends one so.
+                if event.fatal and self.failure is None:
+                    self.failure = RuntimeError(event.error)
                 self._running[event.request_id].discard(event.index)
                 if not self._running[event.request_id]:
-                    del self._open[event.request_id], self._running[event.request_id]
-        if request.listener is None:
-            return
-        try:
-            request.listener(dataclasses.replace(event, time=time.perf_counter()))
-        except Exception:
-            logging.exception("The listener of request %r raised; the request is cancelled.", request.id)
-            with self._changing:
-                if request.id in self._open:
-                    self._open[request.id] = dataclasses.replace(request, listener=None)
-            self.cancel(request.id)
+                    del self._tellers[event.request_id], self._running[event.request_id]
+        teller(dataclasses.replace(event, time=time.perf_counter()))
 
 
 def serve(engine: Engine, post: Post, box: str) -> None:
     """The other end of a `Remote`, in the process that leads the engine: obeys until it is told to stop."""
+    try:
+        _serve(engine, post, box)
+    except BaseException:  # Or process 0 would wait for answers for ever.
+        logging.exception("The engine cannot be led from another process any more.")
+        post.abandon()
 
+
+def _serve(engine: Engine, post: Post, box: str) -> None:
     def listener(event: TokenEvent) -> None:
         post.send(0, f"{box}-events", event)
 
@@ -126,14 +142,16 @@ def serve(engine: Engine, post: Post, box: str) -> None:
         if isinstance(order, Cancel):
             engine.cancel(order.request_id)
         elif order == _STATS:
-            post.send(0, f"{box}-stats", (engine.stats, time.perf_counter()))
+            post.send(0, f"{box}-stats", (engine.stats.copy(), time.perf_counter()))
         else:
             assert isinstance(order, Request)
             try:
                 engine.submit(dataclasses.replace(order, listener=listener))
-            except RuntimeError as error:  # It has failed.
+            except BaseException as error:  # A bad request ends alone; so does one that comes after a failure.
+                end = TokenEvent("done", order.id, 0.0, finish_reason="error", error=described(error))
+                end = dataclasses.replace(end, fatal=engine.failure is not None)
                 for index in range(order.params.n):
-                    listener(TokenEvent("done", order.id, 0.0, index, finish_reason="error", error=str(error)))
+                    listener(dataclasses.replace(end, index=index))
     if order is None:
         return
     engine.stop()

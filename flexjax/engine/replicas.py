@@ -1,5 +1,6 @@
 """Several engines behind one door: data-parallel serving, in which each replica has pages of its own."""
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from jax.sharding import Mesh
 from flexjax.engine import crew
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
-from flexjax.engine.lockstep import Followers, follow
+from flexjax.engine.lockstep import Followers, follow, watch
 from flexjax.engine.meeting import Meeting
 from flexjax.engine.post import Post
 from flexjax.engine.remote import Remote, serve
-from flexjax.engine.request import Request
+from flexjax.engine.request import QueueFull, Request
 from flexjax.engine.runner import StepRunner
 from flexjax.engine.stats import SUMS, EngineStats
 from flexjax.hardware.mesh import make_mesh, replicas
@@ -65,10 +66,11 @@ class Replicas:
             engine.start()
 
     def stop(self) -> None:
-        for engine in self.engines:
-            engine.stop()
-        if self.meeting is not None:
-            self.meeting.post.close()
+        with contextlib.ExitStack() as stack:  # Whichever cannot stop, the others do.
+            if self.meeting is not None:
+                stack.callback(self.meeting.post.close)
+            for engine in self.engines:
+                stack.callback(engine.stop)
 
     def check(self, request: Request) -> None:
         self._first.check(request)
@@ -84,8 +86,12 @@ class Replicas:
         with self._routing:
             if self.holds(request.id):
                 raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
-            healthy = [engine for engine in self.engines if not engine.failed] or self.engines
-            min(healthy, key=lambda engine: engine.num_open).submit(request)
+            healthy = [engine for engine in self.engines if engine.failure is None] or self.engines
+            *sooner, last = sorted(healthy, key=lambda engine: engine.num_open)
+            for engine in sooner:
+                with contextlib.suppress(QueueFull):
+                    return engine.submit(request)
+            last.submit(request)
 
     def cancel(self, request_id: str) -> None:
         for engine in self.engines:
@@ -108,6 +114,11 @@ class Replicas:
     def runners(self) -> tuple[StepRunner, ...]:
         """One a replica; that of the first one here, which is like all others."""
         return tuple(engine.runner for engine in self.engines)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Of the first engine that has failed; the others go on."""
+        return next((engine.failure for engine in self.engines if engine.failure is not None), None)
 
     @property
     def num_open(self) -> int:
@@ -166,6 +177,7 @@ def _across_processes(
             first.turn_with(rest)
             for i, engine in group.items():
                 engine.followers = Followers(post, others, box, i)
+            jobs.append((watch, first, post))
         if here == leader != 0:
             jobs += [(serve, engine, post, _box(i)) for i, engine in group.items()]
     threads = [threading.Thread(target=job, args=args, daemon=True) for job, *args in jobs]

@@ -9,6 +9,11 @@ from flexjax.refusal import Refusal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+
+class QueueFull(Refusal):
+    """An engine holds as many requests as it may; it takes this one once others have ended."""
+
+
 MAX_LOGPROBS = 20  # Static width of the top-k that a step returns.
 
 
@@ -27,7 +32,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # Over prompt and output; 1 is none.
     presence_penalty: float = 0.0  # Over the output alone.
     frequency_penalty: float = 0.0
-    seed: int | None = None  # None draws one and reports it.
+    seed: int | None = None  # Of the first continuation, the next has seed + 1; None draws one and reports it.
     max_tokens: int = 16
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
@@ -86,6 +91,8 @@ class TokenEvent:
     logprobs: tuple[dict[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     error: str = ""  # With finish_reason "error": rule, values, way out.
+    fatal: bool = False  # With finish_reason "error": the engine has failed, not this request alone.
+    seed: int | None = None  # With "done": what `CompletionOutput.seed` is.
 
 
 Listener = Callable[[TokenEvent], None]
@@ -104,12 +111,16 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class CompletionOutput:
+    """One continuation. `SamplingParams(seed=output.seed)` with n=1 makes it again; `seed` is None where nothing is
+    drawn (temperature 0)."""
+
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[dict[int, float], ...] | None = None
     error: str = ""
+    seed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Which sequences go into the next step, and with how many rows."""
 
-import bisect
 import dataclasses
 
 from flexjax.engine.pages import PagePool
 from flexjax.engine.sequence import Sequence, Status
+from flexjax.engine.waiting import WaitingLine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.decode_steps = decode_steps
-        self.waiting: list[Sequence] = []  # In order of `key`.
+        self.waiting = WaitingLine()
         self.running: list[Sequence] = []
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
-        bisect.insort(self.waiting, sequence, key=lambda s: s.key)
+        self.waiting.add(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out wherever it is; its pages and slot go back at once.
@@ -61,10 +61,10 @@ class Scheduler:
         Steps in flight may still write to those pages. That is safe: the device runs steps in order, so
         whoever gets the pages next writes later.
         """
-        if sequence in self.waiting:  # Not one that is still on its way in.
-            self.waiting.remove(sequence)
-        elif sequence.status is Status.RUNNING:
+        if sequence.status is Status.RUNNING:
             self._withdraw(sequence)
+        else:
+            self.waiting.discard(sequence)
         sequence.status = Status.FINISHED
 
     def schedule(self) -> Plan | None:
@@ -110,11 +110,11 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, budget))
                 budget -= chunks[-1].length
         # One that awaits its own last outputs holds back those behind it: first come, first served.
-        while self.waiting and budget > 0 and self._free_slots and self.waiting[0].in_flight == 0:
-            sequence = self.waiting[0]
+        while self.waiting and budget > 0 and self._free_slots and self.waiting.first.in_flight == 0:
+            sequence = self.waiting.first
             if not self.pool.grow(sequence.pages, len(sequence.tokens)):
                 break
-            del self.waiting[0]
+            self.waiting.pop()
             sequence.target = len(sequence.tokens)
             sequence.slot = self._free_slots.pop()
             sequence.status = Status.RUNNING

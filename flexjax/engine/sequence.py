@@ -4,6 +4,7 @@ import dataclasses
 import enum
 
 from flexjax.engine.request import Request
+from flexjax.engine.teller import Teller
 from flexjax.engine.text import TextStream
 
 
@@ -46,10 +47,10 @@ class Sequence:
     in_flight: int = 0  # Dispatches whose results have not arrived.
     announced: bool = False  # Whether "scheduled" has been told.
     num_preempted: int = 0
+    teller: Teller = dataclasses.field(default_factory=Teller)  # One for all continuations of the request.
 
     def __post_init__(self):
         self.num_prompt = len(self.request.prompt_token_ids)
-        self.listener = self.request.listener
 
     @property
     def key(self) -> tuple[int, int, int]:

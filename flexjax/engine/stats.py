@@ -61,6 +61,10 @@ class EngineStats:
         self.cache_values_clipped += (device_count - self._device_count) % 2**32
         self._device_count = device_count
 
+    def copy(self) -> "EngineStats":
+        """As they are now, while the engine's thread goes on counting."""
+        return dataclasses.replace(self, samples=self.samples.copy())
+
     def reset(self) -> None:
         self.host_seconds = self.wait_seconds = 0.0
         self.preemptions = self.output_tokens = 0

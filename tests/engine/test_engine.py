@@ -1,6 +1,8 @@
 """What the engine promises: the same tokens in any company, nothing leaked, nobody harmed by another."""
 
+import dataclasses
 import threading
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexjax.engine import Engine, EngineConfig, Request, SamplingParams, TokenEvent
+from flexjax.engine import Engine, EngineConfig, QueueFull, Request, SamplingParams, TokenEvent
+from flexjax.engine.score import Scoring
 
 CONFIG = EngineConfig(
     dtype="float32", max_num_seqs=4, max_num_batched_tokens=16, page_size=4, num_pages=60, decode_steps=3
@@ -24,6 +27,13 @@ def engine(tiny_model) -> Engine:
 def cramped(tiny_model) -> Engine:
     """The same with 15 usable pages of 4 tokens: one long request fills it."""
     return Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 16, "max_model_len": 60}))
+
+
+@pytest.fixture
+def tiny_engine(tiny_model):
+    """Makes engines that a test may break, with two sequences a step."""
+    small = {**vars(CONFIG), "max_num_seqs": 2, "max_num_batched_tokens": 8}
+    return lambda **fields: Engine(tiny_model, None, EngineConfig(**small | fields))
 
 
 class Log:
@@ -221,25 +231,194 @@ def test_a_late_cancel_does_not_reach_the_next_bearer_of_the_id(engine):
     assert log.reason("again") == "length"
 
 
-def test_a_failing_device_is_told_to_everyone_and_takes_no_more(tiny_model, monkeypatch, caplog):
-    engine, log, told = Engine(tiny_model, None, CONFIG), Log(), threading.Event()
+class Panic(BaseException):
+    """As a panic of the tokenizers library, which is written in Rust: no Exception."""
+
+
+@pytest.mark.parametrize("raised", [Panic("byte index"), SystemExit(2), RuntimeError("no")])
+def test_tokens_that_cannot_be_made_text_end_their_own_request_only(engine, raised, caplog):
+    others = {"b": (prompt(8, 20), greedy(15)), "c": (prompt(9, 5), greedy(15))}
+    log = Log()
+    engine.submit(Request("bad", prompt(0, 5), greedy(40, n=2), listener=log))
+    for name, (tokens, params) in others.items():
+        engine.submit(Request(name, tokens, params, listener=log))
+    stream = engine._live["bad"][1].stream
+    pushed = []
+
+    def push(token, **_):
+        pushed.append(token)
+        if len(pushed) == 4:
+            raise raised
+        return ""
+
+    stream.push = push
+    while engine.step():
+        pass
+    ends = [e for e in log.events["bad"] if e.kind == "done"]
+    assert [(e.index, e.finish_reason, e.fatal) for e in ends] == [(0, "error", False), (1, "error", False)]
+    assert all(
+        f"'bad' could not be made text: {type(raised).__name__}" in e.error.replace(f"{__name__}.", "") for e in ends
+    )
+    assert engine.num_open == 0 and engine.pool.num_used == 0 and engine.failure is None
+    for name, one in others.items():
+        assert log.tokens(name) == run(engine, {name: one}).tokens(name)
+
+
+def test_a_listener_that_raises_is_told_the_end_of_its_request(engine, caplog):
+    ends: list[TokenEvent] = []
+
+    def broken(event):
+        if event.kind == "done":
+            ends.append(event)
+        raise Panic("listener")
+
+    log = Log()
+    engine.submit(Request("bad", prompt(0, 5), greedy(60, n=2), listener=broken))
+    engine.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
+    while engine.step():
+        pass
+    assert [e.finish_reason for e in ends] == ["error"] * 2 and "Panic: listener" in ends[0].error
+    assert log.reason("good") == "length" and engine.num_open == 0 and engine.pool.num_used == 0
+
+
+def test_an_interrupt_in_a_listener_goes_on_after_the_turn_of_the_main_thread(engine, caplog):
+    log = Log()
+
+    def interrupted(event):
+        raise KeyboardInterrupt
+
+    engine.submit(Request("bad", prompt(0, 5), greedy(9), listener=interrupted))
+    engine.submit(Request("good", prompt(1, 5), greedy(10), listener=log))
+    with pytest.raises(KeyboardInterrupt):
+        while engine.step():
+            pass
+    while engine.step():
+        pass
+    assert log.reason("good") == "length" and engine.num_open == 0 and engine.failure is None
+
+
+@pytest.mark.parametrize(
+    ("where", "threaded"),
+    [("runner.run", True), ("scheduler.schedule", False), ("scheduler.retire", True), ("scheduler.add", False)],
+)
+def test_whatever_breaks_a_turn_ends_everyone_and_is_named(tiny_engine, monkeypatch, caplog, where, threaded):
+    """A BaseException, with two requests open and one text to score; the pages are not asked for."""
+    engine, log, told = tiny_engine(), Log(), threading.Semaphore(0)
 
     def listen(event):
         log(event)
         if event.kind == "done":
-            told.set()
+            told.release()
 
-    def fail(plan):
-        raise RuntimeError("out of memory")
+    def fail(*args):
+        raise Panic("out of memory")
 
-    monkeypatch.setattr(engine.runner, "run", fail)
-    engine.submit(Request("a", prompt(0, 5), greedy(4), listener=listen))
-    engine.start()
-    assert told.wait(30)
-    assert log.reason("a") == "error" and "out of memory" in log.events["a"][-1].error
+    owner, name = where.split(".")
+    engine.submit(Request("a", prompt(0, 5), greedy(90, n=2), listener=listen))
+    if where != "scheduler.add":
+        engine.step()
+    result = Future()
+    engine.submit(Request("b", prompt(1, 5), greedy(4), listener=listen))
+    monkeypatch.setattr(getattr(engine, owner), name, fail)
+    engine.enqueue(Scoring((1, 2, 3), 4, result))
+    if threaded:
+        engine.start()
+    else:
+        with pytest.raises(Panic, match="out of memory"):
+            while engine.step():
+                pass
+    for _ in range(3):
+        assert told.acquire(timeout=30)
+    for name in "ab":
+        ends = [e for e in log.events[name] if e.kind == "done"]
+        assert len(ends) == (2 if name == "a" else 1)
+        assert all(e.finish_reason == "error" and e.fatal and "Panic: out of memory" in e.error for e in ends)
+    if where == "scheduler.add":  # Before the text's turn came.
+        assert isinstance(result.exception(30).__cause__, Panic)
+    with pytest.raises(RuntimeError, match="has failed and takes no requests: .*out of memory") as refused:
+        engine.submit(Request("c", prompt(0, 5), greedy(4)))
+    assert isinstance(refused.value.__cause__, Panic) and engine.num_open == 0
     with pytest.raises(RuntimeError, match="has failed"):
-        engine.submit(Request("b", prompt(0, 5), greedy(4)))
+        engine.score((1, 2, 3), 4)
+    engine.cancel("a")
+    engine.start()
+    assert not engine.step()
     engine.stop()
+    engine.stop()
+
+
+def test_a_text_that_cannot_be_scored_between_turns_fails_them_all(tiny_engine, monkeypatch, caplog):
+    engine, log = tiny_engine(), Log()
+    engine.submit(Request("a", prompt(0, 5), greedy(90), listener=log))
+
+    def fail(tokens, rows_per_step):
+        raise Panic("out of memory")
+
+    monkeypatch.setattr(engine, "_scorers", fail)
+    results = [Future(), Future()]
+    for result in results:
+        engine.enqueue(Scoring((1, 2, 3), 4, result))
+    with pytest.raises(Panic):
+        engine.step()
+    assert all(isinstance(result.exception(0).__cause__, Panic) for result in results)
+    assert log.reason("a") == "error"
+
+
+def test_the_queue_has_a_bound_and_room_comes_back(tiny_engine):
+    engine, log = tiny_engine(max_waiting=3), Log()  # Two may run.
+    engine.submit(Request("a", prompt(0, 5), greedy(3, n=3), listener=log))
+    engine.submit(Request("b", prompt(1, 5), greedy(3), listener=log))
+    with pytest.raises(QueueFull, match=r"max_num_seqs \+ max_waiting = 5 sequences .* 4 are, and this request has 2"):
+        engine.submit(Request("c", prompt(2, 5), greedy(3, n=2), listener=log))
+    engine.submit(Request("d", prompt(2, 5), greedy(3), listener=log))
+    while engine.step():
+        pass
+    assert {name: log.reason(name) for name in log.events} == dict.fromkeys("abd", "length")
+    engine.submit(Request("c", prompt(2, 5), greedy(3, n=5), listener=log))
+    while engine.step():
+        pass
+    assert log.reason("c") == "length"
+    with pytest.raises(ValueError, match="max_waiting is 5, this one has n=6"):
+        engine.submit(Request("e", prompt(2, 5), greedy(3, n=6)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"priority": "high"}, "whole number, lower ones first; got 'high'"),
+        ({"priority": float("nan")}, "got nan"),
+        ({"prompt_token_ids": (1, 2.5)}, r"as whole numbers; the request has \[2.5\]"),
+    ],
+)
+def test_what_the_thread_could_not_order_or_embed_is_refused_at_the_door(engine, fields, message):
+    request = Request("bad", prompt(0, 5), greedy(2))
+    with pytest.raises(ValueError, match=message):
+        engine.submit(dataclasses.replace(request, **fields))
+    assert engine.num_open == 0
+
+
+def test_a_request_cancelled_twice_is_told_once(engine):
+    log = Log()
+    engine.submit(Request("a", prompt(0, 5), greedy(60), listener=log))
+    engine.step()
+    engine.cancel("a")
+    engine.cancel("a")
+    while engine.step():
+        pass
+    engine.cancel("a")
+    assert [e.kind for e in log.events["a"]].count("done") == 1 and log.reason("a") == "cancelled"
+    assert engine.num_open == 0 and engine.pool.num_used == 0
+
+
+def test_a_drawn_seed_is_told_and_makes_the_same_again(engine):
+    drawn = run(engine, {"a": (prompt(5, 8), SamplingParams(n=3, temperature=1.5, max_tokens=12))})
+    ends = [e for e in drawn.events["a"] if e.kind == "done"]
+    seeds = {e.index: e.seed for e in ends}
+    assert len(set(seeds.values())) == 3
+    for index, seed in seeds.items():
+        again = run(engine, {"a": (prompt(5, 8), SamplingParams(seed=seed, temperature=1.5, max_tokens=12))})
+        assert again.tokens("a") == drawn.tokens("a", index)
+    assert run(engine, {"a": (prompt(5, 8), greedy(2))}).events["a"][-1].seed is None
 
 
 @pytest.mark.parametrize(

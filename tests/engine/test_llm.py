@@ -1,7 +1,11 @@
 """The Python face: parity with the published implementations, and errors that help."""
 
 import asyncio
+import contextlib
+import dataclasses
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from flexjax import LLM, SamplingParams
+from flexjax.engine import Engine, EngineConfig, QueueFull, Request
 
 GOLDEN = Path(__file__).parents[1] / "models" / "transformer" / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -131,3 +136,192 @@ def test_text_prompts_need_a_tokenizer():
     llm = LLM.load(GOLDEN / "qwen2", dtype="float32", **SIZES)
     with pytest.raises(ValueError, match=r"no tokenizer\.json; give prompts as token ids"):
         llm.generate("abc")
+
+
+SMALL = EngineConfig(
+    dtype="float32", max_num_seqs=2, max_num_batched_tokens=8, page_size=4, num_pages=80, decode_steps=2
+)
+PROMPTS = [tuple(range(i, i + 5)) for i in range(1, 13)]
+GREEDY = SamplingParams(temperature=0, max_tokens=5)
+
+
+class Panic(BaseException):
+    """As a panic of the tokenizers library, which is written in Rust: no Exception."""
+
+
+@pytest.fixture
+def make(tiny_model):
+    """LLMs that a test may break; each is closed after it."""
+    made: list[LLM] = []
+
+    def make(**fields) -> LLM:
+        made.append(LLM(Engine(tiny_model, None, dataclasses.replace(SMALL, **fields))))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model) -> LLM:
+    """One that outlives the tests that use it."""
+    return LLM(Engine(tiny_model, None, SMALL))
+
+
+@pytest.fixture
+def slow(small, monkeypatch) -> LLM:
+    """The same at 10 ms a step, so that a test comes before the end."""
+    run = small.engine.runner.run
+    monkeypatch.setattr(small.engine.runner, "run", lambda plan: time.sleep(0.01) or run(plan))
+    return small
+
+
+def within(seconds: float, call):
+    """The result of a call that must not wait for ever."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(seconds)
+
+
+@contextlib.contextmanager
+def cancelled_soon(llm: LLM, most: int):
+    """Nothing of what was submitted goes on: at most so many tokens are made before nobody is left."""
+    before = llm.engine.stats.output_tokens
+    yield
+    while llm.engine.num_open:
+        time.sleep(0.005)
+    assert llm.engine.stats.output_tokens - before < most and llm.engine.pool.num_used == 0
+
+
+def broken(*args):
+    raise Panic("device lost")
+
+
+async def collected(stream) -> list:
+    return [event async for event in stream]
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+def test_a_call_raises_when_the_engine_fails(make, monkeypatch, caplog, way):
+    llm = make()
+    monkeypatch.setattr(llm.engine.runner, "run", broken)
+    calls = {
+        "generate": lambda: llm.generate(PROMPTS[0], GREEDY),
+        "stream": lambda: asyncio.run(collected(llm.stream(PROMPTS[0], GREEDY))),
+    }
+    for message in ("The engine failed: .*Panic: device lost", "has failed and takes no requests: .*device lost"):
+        with pytest.raises(RuntimeError, match=message) as raised:
+            within(60, calls[way])
+        assert isinstance(raised.value.__cause__, Panic)
+    with pytest.raises(RuntimeError, match="has failed"):
+        llm.score(PROMPTS[0])
+    llm.close()
+    llm.close()
+
+
+def test_a_fault_of_one_request_is_in_its_own_output(small, monkeypatch, caplog):
+    whole = small.generate(PROMPTS[:3], GREEDY)
+    read = small.engine._read
+
+    def fails_for_one(sequence, new):
+        if sequence.request.prompt_token_ids == PROMPTS[1] and len(sequence.tokens) > 6:
+            raise Panic("byte index")
+        return read(sequence, new)
+
+    monkeypatch.setattr(small.engine, "_read", fails_for_one)
+    outputs = within(60, lambda: small.generate(PROMPTS[:3], GREEDY))
+    assert outputs[1].outputs[0].finish_reason == "error" and "byte index" in outputs[1].outputs[0].error
+    assert [outputs[i].outputs for i in (0, 2)] == [whole[i].outputs for i in (0, 2)]
+    assert asyncio.run(collected(small.stream(PROMPTS[1], GREEDY)))[-1].finish_reason == "error"
+    assert small.engine.failure is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_generate_that_fails_while_submitting_cancels_what_it_submitted(slow, monkeypatch, error):
+    submit, submitted = slow.engine.submit, []
+
+    def third_fails(request):
+        if len(submitted) == 2:
+            raise error
+        submitted.append(request.id)
+        submit(request)
+
+    monkeypatch.setattr(slow.engine, "submit", third_fails)
+    with cancelled_soon(slow, most=100), pytest.raises(type(error)):
+        slow.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=100))
+
+
+def test_an_interrupt_while_generate_waits_cancels_and_goes_on(slow, monkeypatch):
+    monkeypatch.setattr("flexjax.engine.llm._Collector.wait", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with cancelled_soon(slow, most=200), pytest.raises(KeyboardInterrupt):
+        slow.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=100))
+
+
+def test_more_prompts_than_the_queue_holds_are_fed_as_it_drains(small, make):
+    narrow = make(max_waiting=1)
+    params = [dataclasses.replace(GREEDY, n=1 + i % 2) for i in range(len(PROMPTS))]
+    most, submit = [0], narrow.engine.submit
+
+    def watched(request):
+        submit(request)
+        most.append(narrow.engine._num_sequences)
+
+    narrow.engine.submit = watched
+    outputs = within(60, lambda: narrow.generate(PROMPTS, params))
+    assert [o.outputs for o in outputs] == [o.outputs for o in small.generate(PROMPTS, params)]
+    assert max(most) <= 3
+    taken = Request("other", PROMPTS[0], SamplingParams(temperature=0, max_tokens=100, n=3))
+    narrow.engine.submit(taken)
+    with pytest.raises(QueueFull, match="3 are, and this request has 1 more"):
+        narrow.generate(PROMPTS[0], GREEDY)
+    narrow.engine.cancel("other")
+
+
+def test_a_drawn_seed_is_reported_and_makes_the_text_again(llama):
+    params = SamplingParams(n=2, temperature=1.3, max_tokens=20)
+    for output in llama.generate(["abc", "x"], params):
+        assert output.outputs[0].seed != output.outputs[1].seed
+        for one in output.outputs:
+            again = llama.generate([output.prompt], dataclasses.replace(params, seed=one.seed, n=1))[0].outputs[0]
+            assert dataclasses.replace(again, index=one.index) == one
+    assert llama.generate("abc", SamplingParams(seed=2**32 - 1, n=2, max_tokens=1))[0].outputs[1].seed == 0
+
+
+def test_priorities_reach_the_scheduler(small, monkeypatch):
+    added, add = [], small.engine.scheduler.add
+    monkeypatch.setattr(small.engine.scheduler, "add", lambda sequence: added.append(sequence.key[0]) or add(sequence))
+    small.generate(PROMPTS[:3], GREEDY, priority=[2, -1, 0])
+    small.generate(PROMPTS[:2], GREEDY, priority=7)
+    asyncio.run(collected(small.stream(PROMPTS[0], GREEDY, priority=4)))
+    assert added == [2, -1, 0, 7, 7, 4]
+    with pytest.raises(ValueError, match="Give one priority for all prompts or one for each; got 2 for 3"):
+        small.generate(PROMPTS[:3], GREEDY, priority=[1, 2])
+
+
+def test_two_faces_of_one_engine_do_not_take_the_same_ids(small):
+    other = LLM(small.engine)
+    params = SamplingParams(temperature=0, max_tokens=40)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda one: one.generate(PROMPTS, params), (small, other))
+    assert [o.outputs for o in first] == [o.outputs for o in second]
+
+
+def test_closing_it_ends_what_runs_in_other_threads(slow):
+    async def begin_then_close():
+        events = []
+        async for event in slow.stream(PROMPTS[0], SamplingParams(temperature=0, max_tokens=100)):
+            if event.kind == "scheduled":
+                await asyncio.to_thread(slow.close)
+            events.append(event)
+        return events
+
+    assert asyncio.run(begin_then_close())[-1].finish_reason == "cancelled"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(slow.generate, PROMPTS, SamplingParams(temperature=0, max_tokens=100))
+        while not slow.engine.num_open:
+            time.sleep(0.005)
+        slow.close()
+        error = running.exception(60)
+        reasons = [] if error else [o.outputs[0].finish_reason for o in running.result()]
+        assert "cancelled" in reasons or "was stopped" in str(error)
+    assert slow.engine.num_open == 0 and slow.engine.pool.num_used == 0

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from devices import REPOSITORY, environment
 
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
-from flexjax.engine.lockstep import Followers, follow
+from flexjax.engine.lockstep import Followers, follow, watch
 from flexjax.engine.scheduler import Plan
 
 FOLDER = Path(__file__).parents[1] / "models" / "transformer" / "golden" / "llama3"
@@ -24,6 +25,8 @@ class Boxes:
 
     def __init__(self):
         self.turns: list = []
+        self.ended = threading.Event()
+        self.closed = False
 
     def send(self, to, box, letter):
         self.turns.append(letter)
@@ -31,11 +34,13 @@ class Boxes:
     def take(self, box):
         return self.turns.pop(0) if self.turns else None
 
+    def abandon(self):
+        self.ended.set()
+
 
 def test_a_follower_takes_the_same_turns(tiny_model):
     """Through cancellations, a listener that raises, a full pool and drawn seeds: page for page and token for token."""
-    config = EngineConfig(dtype="float32", max_num_seqs=3, max_num_batched_tokens=16, page_size=4, num_pages=20)
-    leader, follower = (Engine(tiny_model, None, config) for _ in range(2))
+    leader, follower = (Engine(tiny_model, None, CONFIG) for _ in range(2))
     post, plans = Boxes(), {leader: [], follower: []}
     for engine, kept in plans.items():
         engine.runner.run = lambda plan, run=engine.runner.run, kept=kept: kept.append(stated(plan)) or run(plan)
@@ -68,6 +73,77 @@ def test_a_follower_dispatches_a_plan_as_often_as_its_leader():
     runner = types.SimpleNamespace(run=ran.append)
     follow({0: types.SimpleNamespace(runner=runner)}, post, "turns")
     assert ran == [plan] * 3
+
+
+CONFIG = EngineConfig(dtype="float32", max_num_seqs=3, max_num_batched_tokens=16, page_size=4, num_pages=20)
+
+
+def spoil(engine: Engine, request_id: str, at: int) -> None:
+    """From token `at` of a request on its tokens cannot be made text."""
+    read = engine._read
+
+    def broken(sequence, new):
+        if sequence.request.id == request_id and len(sequence.tokens) >= at:
+            raise SystemExit("a panic")
+        return read(sequence, new)
+
+    engine._read = broken
+
+
+def test_tokens_that_cannot_be_made_text_end_their_request_in_every_process(tiny_model, caplog):
+    leader, follower = (Engine(tiny_model, None, CONFIG) for _ in range(2))
+    post, plans, ends = Boxes(), {leader: [], follower: []}, {}
+    for engine, kept in plans.items():
+        engine.runner.run = lambda plan, run=engine.runner.run, kept=kept: kept.append(stated(plan)) or run(plan)
+        spoil(engine, "1", at=9)
+    leader.followers = Followers(post, (1,), "turns", replica=0)
+
+    def listen(event):
+        if event.kind == "done":
+            ends.setdefault(event.request_id, []).append(event.finish_reason)
+
+    for i in range(5):
+        params = SamplingParams(temperature=i % 2, max_tokens=30, n=1 + i // 4)
+        leader.submit(Request(str(i), tuple(range(1, 4 + 3 * i)), params, listener=listen))
+    for turn in range(10**3):
+        if not leader.step():
+            break
+        if turn == 6:
+            leader.cancel("0")
+    follow({0: follower}, post, "turns")
+    assert ends == {"0": ["cancelled"], "1": ["error"], "2": ["length"], "3": ["length"], "4": ["length"] * 2}
+    assert len(plans[leader]) > 20 and plans[follower] == plans[leader]
+    assert follower.num_open == 0 and follower.pool.num_used == 0 and not post.ended.is_set()
+
+
+def test_a_follower_that_alone_cannot_go_on_ends_it_for_all(tiny_model, caplog):
+    leader, follower = (Engine(tiny_model, None, CONFIG) for _ in range(2))
+    post, told, events = Boxes(), threading.Event(), []
+    spoil(follower, "a", at=5)
+    leader.followers = Followers(post, (1,), "turns", replica=0)
+
+    def listen(event):
+        events.append(event)
+        if event.kind == "done":
+            told.set()
+
+    leader.submit(Request("a", (1, 2), SamplingParams(max_tokens=70), listener=listen))
+    for _ in range(10):
+        leader.step()
+    threading.Thread(target=watch, args=(leader, post), daemon=True).start()
+    follow({0: follower}, post, "turns")
+    assert told.wait(30) and events[-1].fatal and "A process that this engine runs in is gone" in events[-1].error
+    with pytest.raises(RuntimeError, match="has failed"):
+        leader.score((1, 2, 3), 8)
+
+
+def test_a_leader_that_was_stopped_does_not_go_on_alone(tiny_model):
+    leader = Engine(tiny_model, None, CONFIG)
+    leader.followers = Followers(Boxes(), (1,), "turns", replica=0)
+    leader.start()
+    leader.stop()
+    with pytest.raises(RuntimeError, match=r"cannot start again.*Load the model anew"):
+        leader.start()
 
 
 def stated(plan) -> list:

@@ -1,11 +1,13 @@
 """Several engines look like one."""
 
+import threading
 from pathlib import Path
 
 import pytest
 from devices import run_tests
 
-from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, TokenEvent, load_engine
+from flexjax import LLM
+from flexjax.engine import Engine, EngineConfig, QueueFull, Replicas, Request, SamplingParams, TokenEvent, load_engine
 
 CONFIG = EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=32, page_size=4, num_pages=60)
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -59,6 +61,75 @@ def test_a_bad_request_is_refused_at_the_door(pair):
     with pytest.raises(ValueError, match="at least one token"):
         pair.submit(Request("a", (), GREEDY))
     assert pair.num_open == 0
+
+
+def test_the_death_of_one_leaves_nobody_waiting_and_the_others_serve(tiny_model, monkeypatch, caplog):
+    replicas = Replicas([Engine(tiny_model, None, CONFIG) for _ in range(2)])
+    broken, sound = replicas.engines
+    ends: dict[str, TokenEvent] = {}
+    told = threading.Semaphore(0)
+
+    def listen(event):
+        if event.kind == "done":
+            ends[event.request_id] = event
+            told.release()
+
+    def fail(plan):
+        raise SystemExit("device lost")
+
+    monkeypatch.setattr(broken.runner, "run", fail)
+    for name in "abcd":
+        replicas.submit(Request(name, (1, 2, 3), GREEDY, listener=listen))
+    replicas.start()
+    for _ in "abcd":
+        assert told.acquire(timeout=30)
+    assert {name: (e.finish_reason, e.fatal) for name, e in ends.items()} == {
+        "a": ("error", True),
+        "b": ("length", False),
+        "c": ("error", True),
+        "d": ("length", False),
+    }
+    assert isinstance(replicas.failure, SystemExit) and sound.failure is None
+    llm = LLM(replicas)
+    assert [o.outputs[0].finish_reason for o in llm.generate([(1, 2)] * 3, GREEDY)] == ["length"] * 3
+    monkeypatch.setattr(sound.runner, "run", fail)
+    with pytest.raises(RuntimeError, match="The engine failed: SystemExit: device lost") as raised:
+        llm.generate((1, 2), GREEDY)
+    assert isinstance(raised.value.__cause__, SystemExit)
+    with pytest.raises(RuntimeError, match="has failed and takes no requests"):
+        llm.generate((1, 2), GREEDY)
+    llm.close()
+    llm.close()
+
+
+def test_a_full_replica_is_passed_over(pair, monkeypatch):
+    def full(request):
+        raise QueueFull("no room")
+
+    monkeypatch.setattr(pair.engines[0], "submit", full)
+    events: list[TokenEvent] = []
+    pair.submit(Request("a", (1, 2), GREEDY, listener=events.append))
+    assert pair.engines[1].holds("a")
+    while pair.step():
+        pass
+    assert events[-1].finish_reason == "length"
+    monkeypatch.setattr(pair.engines[1], "submit", full)
+    with pytest.raises(QueueFull, match="no room"):
+        pair.submit(Request("b", (1, 2), GREEDY))
+
+
+def test_whichever_cannot_stop_the_others_do(tiny_model, monkeypatch):
+    replicas = Replicas([Engine(tiny_model, None, CONFIG) for _ in range(2)])
+    stopped = []
+
+    def cannot():
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(replicas.engines[0], "stop", cannot)
+    monkeypatch.setattr(replicas.engines[1], "stop", lambda: stopped.append(1))
+    with pytest.raises(RuntimeError, match="no"):
+        replicas.stop()
+    assert stopped
 
 
 def test_devices_without_a_mesh_are_refused():

@@ -9,7 +9,7 @@ from flax import nnx
 from flexjax.causal_lm import zeros
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.engine.calibration import Calibration
-from flexjax.engine.engine import _num_pages
+from flexjax.engine.limits import num_pages
 from flexjax.engine.placement import Placement
 from flexjax.engine.score import Scorer
 from flexjax.engine.tokenizer import load_vocabulary
@@ -235,4 +235,4 @@ def test_a_page_is_charged_for_all_that_it_holds(model):
     config = EngineConfig(dtype="float32", cache_dtype="int4", max_num_seqs=64, max_num_batched_tokens=65, page_size=16)
     page_bytes = 2 * 2 * 16 * TOKEN_BYTES["int4"]
     limited = dataclasses.replace(config, cache_gib=10 * page_bytes / 2**30)
-    assert _num_pages(limited, model, 64, Placement(None)) == 10
+    assert num_pages(limited, model, 64, Placement(None)) == 10
