@@ -32,7 +32,7 @@ from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
 from flexjax.engine.score import Scorer
-from flexjax.engine.sequence import Sequence, Status
+from flexjax.engine.sequence import Sequence, Status, output_limit
 from flexjax.engine.stats import EngineStats, StepSample
 from flexjax.engine.step import packed, suited
 from flexjax.engine.text import TextStream
@@ -185,13 +185,15 @@ class Engine:
                 raise RuntimeError("The engine was stopped; start() lets it take requests again.")
             if request.id in self._live:
                 raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
+            most, limited_by = output_limit(request, self.max_model_len, self.pool)
             sequences = [
                 Sequence(
                     request=request,
                     index=index,
                     arrival=self._arrivals,
                     seed=(seed + index) % 2**32,
-                    limit=min(params.max_tokens, self.max_model_len - len(prompt)),
+                    limit=most,
+                    limited_by=limited_by,
                     stop_ids=eos | frozenset(params.stop_token_ids),
                     stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop, prompt),
                     tokens=list(prompt),
@@ -215,7 +217,7 @@ class Engine:
                 f"{len(prompt)}. Shorten it, or load the model with a larger max_model_len (the model itself goes up "
                 f"to {self.model_config.max_position})."
             )
-        longest = min(len(prompt) + params.max_tokens, self.max_model_len)
+        longest = len(prompt) + max(1, output_limit(request, self.max_model_len, self.pool)[0])
         needed = self.pool.pages_for(longest)
         if needed > self.pool.capacity:
             raise Refusal(
@@ -434,7 +436,8 @@ class Engine:
                 del self._live[sequence.request.id]
         self.stats.preemptions += sequence.num_preempted
         now = time.perf_counter()
-        event = TokenEvent("done", sequence.request.id, now, sequence.index, finish_reason=reason, error=error)
+        limit = sequence.limited_by if reason == "length" else None
+        event = TokenEvent("done", sequence.request.id, now, sequence.index, (), "", (), reason, error, limit)
         self._tell(sequence, event)
 
     def _tell(self, sequence: Sequence, event: TokenEvent) -> None:
