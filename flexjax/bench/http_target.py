@@ -12,7 +12,6 @@ import dataclasses
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -22,6 +21,7 @@ from flexjax.bench.result import StartUp
 from flexjax.bench.target import TargetStats
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.refusal import Refusal
+from flexjax.tokenizer_files import open_tokenizer
 
 UNKNOWN_TOKEN = -1  # Stands in an event for a token whose id the server does not tell.
 
@@ -51,7 +51,7 @@ class HttpTarget:
         self.name = name or config.url
         self.config = config
         self._api_key = api_key
-        self._tokenizer = _load_tokenizer(config.tokenizer) if config.tokenizer else None
+        self._tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model
         self._server = ""
@@ -235,10 +235,3 @@ class _Stream:
     def _tell(self, event: TokenEvent) -> None:
         if self._request.listener is not None:
             self._request.listener(event)
-
-
-def _load_tokenizer(path: str) -> Tokenizer:
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
-    return Tokenizer.from_file(str(file))
