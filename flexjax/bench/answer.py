@@ -29,7 +29,8 @@ class Answer:
     """
 
     def __init__(self, request: Request):
-        self._request = request
+        assert request.params.max_tokens is not None, "HttpTarget.submit refuses a request without a length"
+        self._request, self._asked = request, request.params.max_tokens
         self._text = ""
         self._count = 0  # Tokens handed over or held.
         self._unsure = 0  # Chunks that were taken for a token and may be none.
@@ -45,7 +46,7 @@ class Answer:
 
     @property
     def progress(self) -> str:
-        return f"{self._count} of {self._request.params.max_tokens} tokens"
+        return f"{self._count} of {self._asked} tokens"
 
     @property
     def empty(self) -> bool:
@@ -58,7 +59,7 @@ class Answer:
 
     def take(self, chunk: Chunk, now: float) -> None:
         """Hands over what a chunk, read at the time `now`, says."""
-        asked = self._request.params.max_tokens
+        asked = self._asked
         if (chunk.completion_tokens or 0) > self._count + asked:
             raise AnswerError(
                 f"usage says {chunk.completion_tokens} tokens, {self._count} came and {asked} were asked for"
@@ -79,7 +80,7 @@ class Answer:
 
         AnswerError where the count cannot be had or the answer is not whole.
         """
-        asked = self._request.params.max_tokens
+        asked = self._asked
         counted = self._total(tokenizer)
         total, how = counted or (self._count, "")
         if not self._reason and not self._complete and total < asked:
@@ -104,7 +105,7 @@ class Answer:
             return
         self._ended = True
         self._release(keep=0)
-        whole = self._reason or ("length" if self._count >= self._request.params.max_tokens else "stop")
+        whole = self._reason or ("length" if self._count >= self._asked else "stop")
         reason: FinishReason = "error" if error else "length" if whole == "length" else "stop"
         self._tell(TokenEvent("done", self._request.id, time.perf_counter(), finish_reason=reason, error=error))
 

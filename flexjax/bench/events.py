@@ -81,7 +81,7 @@ class Recorder:
         log = RequestLog(
             id=f"q{len(self.logs):05d}",
             n_in=len(item.prompt_token_ids),
-            n_requested=item.params.max_tokens,
+            n_requested=item.params.max_tokens or 0,
             on_first_token=self._on_first_token,
             on_done=self._finish,
             issued=issued,

@@ -14,11 +14,9 @@ import json
 import threading
 import time
 from collections.abc import Coroutine, Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import httpcore
-from tokenizers import Tokenizer
 
 from flexjax.bench.answer import Answer
 from flexjax.bench.connections import FAILURES, Connections
@@ -28,6 +26,7 @@ from flexjax.bench.sse import EventParser, ServerEvent
 from flexjax.bench.target import TargetStats
 from flexjax.engine.request import Request
 from flexjax.refusal import Refusal
+from flexjax.tokenizer_files import open_tokenizer
 
 _REST_S = 1.0  # For what a server sends after [DONE]; without the answer's end its connection cannot be kept.
 _BODY_BYTES = 100_000  # Read of an answer that is no stream.
@@ -62,7 +61,7 @@ class HttpTarget:
     def __init__(self, config: HttpConfig, name: str = "", api_key: str | None = None):
         self.name = name or config.url
         self.config = config
-        self._tokenizer = _load_tokenizer(config.tokenizer) if config.tokenizer else None
+        self._tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
         self._connections = Connections(config.url, _headers(api_key), config.ca_file)
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model
@@ -88,6 +87,9 @@ class HttpTarget:
             self._do(self._connections.reopen(self.config.connections))
 
     def submit(self, request: Request) -> None:
+        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then."""
+        if request.params.max_tokens is None:
+            raise Refusal("A request to a server behind a URL must have max_tokens; got None. Set a number.")
         self._loop.call_soon_threadsafe(self._begin, request)
 
     def stop(self) -> None:
@@ -293,10 +295,3 @@ def _headers(api_key: str | None) -> list[tuple[bytes, bytes]]:
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _load_tokenizer(path: str) -> Tokenizer:
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
-    return Tokenizer.from_file(str(file))

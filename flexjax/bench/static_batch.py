@@ -114,7 +114,7 @@ class Batch:
         """A batch whose prompts are on their way through the model; rows past the requests are padding."""
         size = _at_least(programs.batch_sizes, len(requests))
         longest_in = max(len(r.prompt_token_ids) for r in requests)
-        longest = longest_in + max(r.params.max_tokens for r in requests)
+        longest = longest_in + max(r.params.max_tokens or 0 for r in requests)
         prompt_length = _at_least(programs.prompt_lengths, longest_in)
         tokens = np.zeros((size, prompt_length), np.int32)
         lengths = np.ones(size, np.int32)

@@ -131,10 +131,11 @@ class StockTarget:
     def _check(self, request: Request) -> None:
         n_in, params = len(request.prompt_token_ids), request.params
         limits = self.config
-        if not 1 <= n_in <= limits.max_prompt_tokens or params.max_tokens > limits.max_output_tokens:
+        n_out = params.max_tokens
+        if not 1 <= n_in <= limits.max_prompt_tokens or n_out is None or n_out > limits.max_output_tokens:
             raise Refusal(
                 f"The stock side was compiled for 1..{limits.max_prompt_tokens} prompt and at most "
-                f"{limits.max_output_tokens} output tokens; the request has {n_in} and {params.max_tokens}. "
+                f"{limits.max_output_tokens} output tokens; the request has {n_in} and {n_out}. "
                 "Raise the workload's limits, from which these are taken."
             )
         plain = dataclasses.replace(

@@ -34,7 +34,7 @@ from flexjax.engine.runner import StepRunner
 from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
 from flexjax.engine.score import Scorer, Scorers, Scoring
-from flexjax.engine.sequence import Sequence, Status
+from flexjax.engine.sequence import Sequence, Status, output_limit
 from flexjax.engine.stats import EngineStats, StepSample
 from flexjax.engine.step import packed, suited
 from flexjax.engine.teller import Teller
@@ -164,6 +164,7 @@ class Engine:
             if request.id in self._live:
                 raise Refusal(f"Request ids must be unique among those in flight; {request.id!r} is taken.")
             check_room(self.config, self._num_sequences, params.n)
+            most, limited_by = output_limit(request, self.max_model_len, self.pool)
             siblings: list[Sequence] = []
             teller = Teller(request.id, request.listener, functools.partial(self._withdraw, siblings))
             sequences = [
@@ -172,7 +173,8 @@ class Engine:
                     index=index,
                     arrival=self._arrivals,
                     seed=(seed + index) % 2**32,
-                    limit=min(params.max_tokens, self.max_model_len - len(prompt)),
+                    limit=most,
+                    limited_by=limited_by,
                     stop_ids=eos | frozenset(params.stop_token_ids),
                     stream=TextStream(self.vocabulary.tokenizer if self.vocabulary else None, params.stop, prompt),
                     tokens=list(prompt),
@@ -199,7 +201,7 @@ class Engine:
                 f"{len(prompt)}. Shorten it, or load the model with a larger max_model_len (the model itself goes up "
                 f"to {self.model_config.max_position})."
             )
-        longest = min(len(prompt) + params.max_tokens, self.max_model_len)
+        longest = len(prompt) + max(1, output_limit(request, self.max_model_len, self.pool)[0])
         needed = self.pool.pages_for(longest)
         if needed > self.pool.capacity:
             raise Refusal(
@@ -464,6 +466,7 @@ class Engine:
             sequence.index,
             finish_reason=reason,
             error=error,
+            limit=sequence.limited_by if reason == "length" else None,
             fatal=failure is not None,
             seed=sequence.seed if request.params.temperature > 0 else None,
         )

@@ -4,13 +4,14 @@ import asyncio
 import dataclasses
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from flexjax.engine.chat import Message, conversations
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.replicas import Replicas, load_engine
@@ -19,7 +20,16 @@ from flexjax.hardware import compile_cache
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.refusal import Refusal
 
-Prompt = str | Sequence[int]
+
+@dataclasses.dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as its chat template writes it out, and its tokens; see `LLM.chat`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+Prompt = str | Sequence[int] | ChatPrompt
 
 _numbers = itertools.count()  # Of requests: several faces of one engine must not take the same ids.
 
@@ -107,6 +117,43 @@ class LLM:
                 self.engine.cancel(collector.request.id)
             raise
 
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> list[RequestOutput]:
+        """Answers a conversation, or several: one `RequestOutput` each, whose `prompt` is what the template wrote.
+
+        A message is a dict with `role` and `content`. The template alone says which special tokens stand in the
+        prompt: the tokenizer adds no BOS to it. `variables` and `chat_template_kwargs` (`tools`, `documents`,
+        `enable_thinking`, …) are the template's own. See `ChatTemplates.render` for the rest and the refusals.
+        """
+        options: dict[str, Any] = dict(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+        )
+        batch = conversations(messages)
+        return self.generate(
+            [self._chat_prompt(one, {**(chat_template_kwargs or {}), **variables, **options}) for one in batch],
+            params,
+            priority=priority,
+        )
+
+    def _chat_prompt(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatPrompt:
+        vocabulary = self.engine.vocabulary
+        if vocabulary is None or vocabulary.chat is None:
+            raise Refusal("This model directory has no tokenizer.json, which a chat needs; give prompts as token ids.")
+        text = vocabulary.chat.render(messages, **options)
+        return ChatPrompt(text, vocabulary.encode(text, add_special_tokens=False))
+
     def _submit(self, request: Request, open_: int, ended: "SimpleQueue[None]") -> int:
         """As `Engine.submit`, but waits for room while any of the call's `open_` requests may make some. Returns how
         many of them are left, with this one."""
@@ -181,6 +228,8 @@ class LLM:
         return work() if self._meeting is None else self._meeting.call(stated, work)
 
     def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, ChatPrompt):
+            return prompt.token_ids
         if not isinstance(prompt, str):
             return tuple(int(t) for t in prompt)
         if self.engine.vocabulary is None:
@@ -193,7 +242,7 @@ class LLM:
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A lone string or list of ids is a batch of one."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
+    if isinstance(prompts, str | ChatPrompt) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
@@ -209,7 +258,7 @@ class _Collector:
     """Gathers the events of one request into its output."""
 
     def __init__(self, prompt: Prompt, request: Request, ended: "SimpleQueue[None]"):
-        self.prompt = prompt if isinstance(prompt, str) else None
+        self.prompt = prompt.text if isinstance(prompt, ChatPrompt) else prompt if isinstance(prompt, str) else None
         self.request = dataclasses.replace(request, listener=self._listen)
         n = request.params.n
         self._text: list[list[str]] = [[] for _ in range(n)]
@@ -244,7 +293,8 @@ class _Collector:
                 self._ends[i].finish_reason,
                 tuple(self._logprobs[i]) if wants else None,
                 self._ends[i].error,
-                self._ends[i].seed,
+                limit=self._ends[i].limit,
+                seed=self._ends[i].seed,
             )
             for i in range(self.request.params.n)
         ]

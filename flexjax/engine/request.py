@@ -1,13 +1,17 @@
 """What goes into the engine and what comes out: sampling parameters, requests, events, outputs."""
 
 import dataclasses
-import numbers
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
 
 from flexjax.refusal import Refusal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+# What ended an answer of "length": its own max_tokens, the model's context, or the pages that the engine has.
+Limit = Literal["max_tokens", "max_model_len", "num_pages"]
 
 
 class QueueFull(Refusal):
@@ -15,6 +19,7 @@ class QueueFull(Refusal):
 
 
 MAX_LOGPROBS = 20  # Static width of the top-k that a step returns.
+MAX_N = 1024  # Each continuation takes memory from its submission on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,52 +29,86 @@ class SamplingParams:
     Raises Refusal at construction for a value outside its range.
     """
 
-    n: int = 1  # Independent continuations of the prompt.
+    n: int = 1  # Independent continuations of the prompt, at most MAX_N.
     temperature: float = 1.0  # 0 is greedy.
-    top_k: int = 0  # 0 keeps the whole vocabulary.
+    top_k: int = 0  # 0 or -1 keeps the whole vocabulary.
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0  # Over prompt and output; 1 is none.
     presence_penalty: float = 0.0  # Over the output alone.
     frequency_penalty: float = 0.0
-    seed: int | None = None  # Of the first continuation, the next has seed + 1; None draws one and reports it.
-    max_tokens: int = 16
+    seed: int | None = None  # Of the first continuation, the next has seed + 1; None or -1 draws one and reports it.
+    max_tokens: int | None = 16  # None goes on to the end of the context, or as far as the engine's pages do.
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # One string, several, or None. A special token's name stops at that token.
+    stop_token_ids: tuple[int, ...] = ()  # Or None.
     ignore_eos: bool = False
     logprobs: int | None = None  # Most likely tokens reported a position, at most MAX_LOGPROBS.
 
     def __post_init__(self):
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        whole = [("n", self.n), ("top_k", self.top_k), ("max_tokens", self.max_tokens), ("min_tokens", self.min_tokens)]
-        whole += [("stop_token_ids", i) for i in self.stop_token_ids] + [("seed", self.seed or 0)]
-        whole += [("logprobs", self.logprobs or 0)]
-        for name, value in whole:
-            if not isinstance(value, numbers.Integral) or not -(2**31) <= value < 2**32:
-                raise Refusal(f"SamplingParams.{name} must be a whole number of 32 bits; got {value!r}.")
-        rules = [
-            ("n", self.n >= 1, "at least 1"),
+        self._normalise()
+        for name, holds, rule in self._rules():
+            if not holds:
+                raise Refusal(f"SamplingParams.{name} must be {rule}; got {getattr(self, name)!r}.")
+
+    def _normalise(self) -> None:
+        """vLLM's spellings and NumPy's numbers to plain values; Refusal for what is no value of the field's type."""
+        stop = _several("stop", (self.stop,) if isinstance(self.stop, str) else self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise Refusal(f"SamplingParams.stop must be non-empty strings; got {self.stop!r}.")
+        ids = tuple(_whole("stop_token_ids", i) for i in _several("stop_token_ids", self.stop_token_ids))
+        plain: dict[str, Any] = {"stop": stop, "stop_token_ids": ids}
+        for name in ("n", "top_k", "min_tokens"):
+            plain[name] = _whole(name, getattr(self, name))
+        for name in ("max_tokens", "seed", "logprobs"):
+            value = getattr(self, name)
+            plain[name] = None if value is None else _whole(name, value)
+        for name in _REAL:
+            plain[name] = _real(name, getattr(self, name))
+        plain["top_k"] = 0 if plain["top_k"] == -1 else plain["top_k"]
+        plain["seed"] = None if plain["seed"] == -1 else plain["seed"]
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        """Field, whether its rule holds, and the rule."""
+        most = 2**30 - 1 if self.max_tokens is None else self.max_tokens
+        return [
+            ("n", 1 <= self.n <= MAX_N, f"in [1, {MAX_N}]; send more requests for more"),
             # Below 1e-5 the scaled logits overflow float32; so would the penalty's reciprocal.
             ("temperature", self.temperature == 0 or 1e-5 <= self.temperature < 1e5, "0 (greedy) or in [1e-5, 1e5)"),
-            ("top_k", 0 <= self.top_k < 2**31, "0 (off) or positive, below 2**31"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 or -1 (off) or positive, below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
             ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "in [1e-3, 1e3]"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
-            ("max_tokens", 1 <= self.max_tokens < 2**30, "at least 1 and below 2**30"),
-            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"in [0, max_tokens={self.max_tokens}]"),
-            ("stop", all(self.stop), "non-empty strings"),
+            ("max_tokens", 1 <= most < 2**30, "None (to the end of the context), or at least 1 and below 2**30"),
+            ("min_tokens", 0 <= self.min_tokens <= most, f"in [0, {most}], at most max_tokens"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"None or 0..{MAX_LOGPROBS}"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**32, "None or in [0, 2**32)"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**32, "None or -1 (drawn) or in [0, 2**32)"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise Refusal(f"SamplingParams.{name} must be {rule}; got {getattr(self, name)!r}.")
+
+
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+def _several(name: str, value: Any) -> tuple[Any, ...]:
+    if value is not None and not isinstance(value, Iterable):
+        raise Refusal(f"SamplingParams.{name} must be several values or None; got {value!r}.")
+    return () if value is None else tuple(value)
+
+
+def _whole(name: str, value: object) -> int:
+    if not isinstance(value, int | np.integer) or not -(2**31) <= value < 2**32:
+        raise Refusal(f"SamplingParams.{name} must be a whole number of 32 bits; got {value!r}.")
+    return int(value)
+
+
+def _real(name: str, value: object) -> float:
+    if not isinstance(value, int | float | np.integer | np.floating):
+        raise Refusal(f"SamplingParams.{name} must be a number; got {value!r}.")
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +130,7 @@ class TokenEvent:
     logprobs: tuple[dict[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     error: str = ""  # With finish_reason "error": rule, values, way out.
+    limit: Limit | None = None  # With finish_reason "length": which one was reached.
     fatal: bool = False  # With finish_reason "error": the engine has failed, not this request alone.
     seed: int | None = None  # With "done": what `CompletionOutput.seed` is.
 
@@ -120,6 +160,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     logprobs: tuple[dict[int, float], ...] | None = None
     error: str = ""
+    limit: Limit | None = None  # With finish_reason "length": which one was reached.
     seed: int | None = None
 
 

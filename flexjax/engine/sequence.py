@@ -3,9 +3,11 @@
 import dataclasses
 import enum
 
-from flexjax.engine.request import Request
+from flexjax.engine.pages import PagePool
+from flexjax.engine.request import Limit, Request
 from flexjax.engine.teller import Teller
 from flexjax.engine.text import TextStream
+from flexjax.refusal import Refusal
 
 
 class Status(enum.Enum):
@@ -47,6 +49,7 @@ class Sequence:
     in_flight: int = 0  # Dispatches whose results have not arrived.
     announced: bool = False  # Whether "scheduled" has been told.
     num_preempted: int = 0
+    limited_by: Limit = "max_tokens"  # What `limit` comes from.
     teller: Teller = dataclasses.field(default_factory=Teller)  # One for all continuations of the request.
 
     def __post_init__(self):
@@ -65,3 +68,23 @@ class Sequence:
     def remaining(self) -> int:
         """Outputs not yet scheduled."""
         return self.limit - self.num_sampled
+
+
+def output_limit(request: Request, max_model_len: int, pool: PagePool) -> tuple[int, Limit]:
+    """How many tokens a request may get at most, and what sets that number.
+
+    The pool counts only where `max_tokens` is None: a number that it has no pages for is refused, not cut.
+    Refusal where `min_tokens` is more.
+    """
+    length, asked = len(request.prompt_token_ids), request.params.max_tokens
+    limits: list[tuple[int, Limit]] = [] if asked is None else [(asked, "max_tokens")]
+    limits.append((max_model_len - length, "max_model_len"))
+    if asked is None:
+        limits.append((pool.capacity * pool.page_size - length, "num_pages"))
+    most, what = min(limits, key=lambda limit: limit[0])
+    if request.params.min_tokens > most:
+        raise Refusal(
+            f"min_tokens must fit behind the prompt: {max(most, 0)} tokens do ({what}), wanted are "
+            f"{request.params.min_tokens}. Lower it, or give the engine a larger max_model_len or num_pages."
+        )
+    return most, what

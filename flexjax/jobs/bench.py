@@ -39,6 +39,7 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.records import append, environment, to_json, write_json
 from flexjax.refusal import Refusal
+from flexjax.tokenizer_files import open_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +329,7 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
         fields = json.loads(hf.read_text())
         lengths += [n for n in (fields.get("max_position_embeddings"), fields.get("n_positions")) if n]
     longest = config.workload.input.high + config.workload.output.high
-    return Tokenizer.from_file(str(file)), min(lengths, default=longest)
+    return open_tokenizer(file), min(lengths, default=longest)
 
 
 def _verdict_word(run: SideRun) -> str:

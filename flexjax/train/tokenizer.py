@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from flexjax.refusal import Refusal
+from flexjax.tokenizer_files import open_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"  # Separates documents: begins and ends each one. Always token 0.
 
@@ -60,10 +61,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, max_position: in
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise Refusal(f"A model directory holds tokenizer.json; {path} does not exist.")
-    return Tokenizer.from_file(str(path))
+    return open_tokenizer(Path(directory) / "tokenizer.json")
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -73,7 +73,7 @@ def run(engine: Engine, requests: dict[str, tuple[tuple[int, ...], SamplingParam
     return log
 
 
-def greedy(max_tokens: int, **fields) -> SamplingParams:
+def greedy(max_tokens: int | None, **fields) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=max_tokens, **fields)
 
 
@@ -445,6 +445,16 @@ def test_a_request_larger_than_the_pool_is_refused(tiny_model):
     engine = Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 6, "max_num_seqs": 1}))
     with pytest.raises(ValueError, match=r"28 tokens need 7 pages of 4, the pool has 5.*num_pages"):
         engine.submit(Request("r", prompt(0, 20), greedy(8)))
+
+
+def test_without_max_tokens_a_request_goes_as_far_as_the_pool(tiny_model):
+    """Five pages of four tokens; the context would go on."""
+    engine = Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 6, "max_num_seqs": 1}))
+    log = run(engine, {"r": (prompt(0, 9), greedy(None))})
+    assert len(log.tokens("r")) == 11
+    assert (log.reason("r"), log.events["r"][-1].limit) == ("length", "num_pages")
+    with pytest.raises(ValueError, match="pages of 4, the pool has 5"):
+        engine.submit(Request("full", prompt(0, 20), greedy(None)))
 
 
 def test_a_taken_id_is_refused(engine):

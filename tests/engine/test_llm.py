@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ from flexjax.engine import Engine, EngineConfig, QueueFull, Request
 GOLDEN = Path(__file__).parents[1] / "models" / "transformer" / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 SIZES = dict(max_num_seqs=4, max_num_batched_tokens=33, page_size=8, decode_steps=4, max_model_len=112)
+BOS = 155
 FEW_STEPS = dict(max_num_seqs=2, max_num_batched_tokens=32, page_size=8, decode_steps=4, max_model_len=112)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> LLM:
-    """The golden Llama with a tokenizer of one token a byte."""
+    """The golden Llama with a tokenizer of one token a byte, which begins a prompt with BOS, and a chat template."""
     directory = tmp_path_factory.mktemp("llama")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "llama2" / name, directory)
@@ -31,7 +33,11 @@ def llama(tmp_path_factory) -> LLM:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "<end>"])
     tokenizer.save(str(directory / "tokenizer.json"))
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}{{ tail }}"
+    fields = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "chat_template": source}
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
     return LLM.load(directory, dtype="float32", **SIZES)
 
 
@@ -92,10 +98,33 @@ def test_stream_gives_what_generate_gives_and_leaving_early_cancels(llama):
     assert llama.engine.num_open == 0 and llama.engine.pool.num_used == 0
 
 
+def test_a_conversation_is_answered_as_its_text_is(llama):
+    """BOS stands once: the template writes it, and the tokenizer adds none to a chat."""
+    params = SamplingParams(temperature=0, max_tokens=6)
+    talk = [{"role": "user", "content": "abc"}]
+    alone = llama.chat(talk, params)[0]
+    assert alone.prompt == "<s>u: abc\n" and alone.prompt_token_ids.count(BOS) == 1
+    written = llama.generate("u: abc\n", params)[0]
+    assert alone.prompt_token_ids == written.prompt_token_ids and alone.outputs == written.outputs
+    both = llama.chat([talk, talk * 2], [params, SamplingParams(max_tokens=2)], chat_template_kwargs={"tail": "a"})
+    assert [o.prompt for o in both] == ["<s>u: abc\na", "<s>u: abc\nu: abc\na"]
+    assert [len(o.outputs[0].token_ids) for o in both] == [6, 2]
+    assert llama.chat(talk, params, chat_template="{{ messages[0].content }}")[0].prompt_token_ids[0] != BOS
+
+
+def test_without_max_tokens_an_answer_ends_with_the_context(llama):
+    answer = llama.generate("abc", SamplingParams(temperature=0, max_tokens=None))[0]
+    ended = answer.outputs[0]
+    assert len(answer.prompt_token_ids) + len(ended.token_ids) == SIZES["max_model_len"]
+    assert (ended.finish_reason, ended.limit) == ("length", "max_model_len")
+    cut = llama.generate("abc", SamplingParams(temperature=0, max_tokens=5))[0].outputs[0]
+    assert cut.token_ids == ended.token_ids[:5] and cut.limit == "max_tokens"
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (["abc", ""], "Prompt 1: .*at least one token"),
+        (["abc", []], "Prompt 1: .*at least one token"),
         (["abc", "x" * 200], "Prompt 1: .*context of 112"),
     ],
 )
@@ -136,6 +165,8 @@ def test_text_prompts_need_a_tokenizer():
     llm = LLM.load(GOLDEN / "qwen2", dtype="float32", **SIZES)
     with pytest.raises(ValueError, match=r"no tokenizer\.json; give prompts as token ids"):
         llm.generate("abc")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json, which a chat needs"):
+        llm.chat([{"role": "user", "content": "abc"}])
 
 
 SMALL = EngineConfig(

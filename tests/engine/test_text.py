@@ -74,3 +74,64 @@ def test_bytes_that_are_no_text_do_not_raise(llama_tokenizer, ids):
     stream = TextStream(llama_tokenizer)
     for token in [3 + b for b in (0xC8, 0xA9, 0xF8, 0x35, 0xBD, 0xBF, 0x64)] + [1, *ids]:
         assert isinstance(stream.push(token), str)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(bytes_tokenizer) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(bytes_tokenizer.to_str())
+    tokenizer.add_special_tokens(["<|im_end|>", "<|eot|>"])
+    return tokenizer
+
+
+def stopped_text(tokenizer, text, stop, min_tokens=0) -> tuple[str, bool]:
+    """As the engine reads a stream: a stop may come once more than `min_tokens` are there."""
+    stream, pieces = TextStream(tokenizer, stop), []
+    for i, token in enumerate(tokenizer.encode(text).ids):
+        pieces.append(stream.push(token, may_stop=i + 1 > min_tokens))
+        if stream.stopped:
+            break
+    return "".join(pieces) + stream.flush(), stream.stopped
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "min_tokens", "expected"),
+    [
+        ("abENDc", ["END"], 3, ("ab", True)),  # It straddles min_tokens.
+        ("abENDc", ["END"], 4, ("ab", True)),
+        ("abENDc", ["END"], 5, ("abENDc", False)),  # All of it is there before a stop may come.
+        ("ENDabENDc", ["END"], 4, ("ENDab", True)),
+        ("aaab", ["aa"], 2, ("a", True)),
+        ("xbcdey", ["bcdef", "cd"], 4, ("xbcdey", False)),  # One that ended in time, within one that may yet come.
+        ("ab<|im_end|>c", ["<|im_end|>"], 0, ("ab", True)),  # A special token, which is no part of the text.
+        ("ab<|im_end|>c", ["<|im_end|>"], 3, ("abc", False)),
+        ("ab<|im_end|>c", ["x", "c"], 0, ("ab", True)),
+        ("ab<|eot|>c<|im_end|>d", ["<|im_end|>", "<|eot|>"], 0, ("ab", True)),
+        ("ab\n<|im_end|>\nuser", ["\n<|im_end|>\nu"], 0, ("ab", True)),  # Named within a longer one.
+        ("ab\n<|im_end|>\nx", ["\n<|im_end|>\nu"], 0, ("ab\n\nx", False)),
+        ("aEN<|im_end|>Db", ["END", "<|im_end|>x"], 0, ("a", True)),  # The text has no END, token or not.
+        ("a<|eot|>b", ["<|im_end|>"], 0, ("ab", False)),
+    ],
+)
+def test_stop_strings_and_special_tokens_and_min_tokens(chat_tokenizer, text, stop, min_tokens, expected):
+    assert stopped_text(chat_tokenizer, text, stop, min_tokens) == expected
+
+
+def test_a_special_token_that_is_spelled_out_stops_too(chat_tokenizer):
+    stream = TextStream(chat_tokenizer, ["<|im_end|>"])
+    spelled = [chat_tokenizer.token_to_id(c) for c in "a<|im_end|>"]
+    assert "".join(map(stream.push, spelled)) == "a" and stream.stopped
+
+
+@given(text=st.text("ab", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+@pytest.mark.parametrize("min_tokens", [0, 2, 5])
+def test_a_stop_counts_when_its_last_token_may_stop(chat_tokenizer, text, stops, min_tokens):
+    ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i)]
+    ends = [(end, i) for end, i in ends if end > min_tokens]
+    cut = min(ends, default=(0, len(text)))[1]
+    assert stopped_text(chat_tokenizer, text, stops, min_tokens) == (text[:cut], bool(ends))
+
+
+def test_a_character_that_is_never_completed_is_told_at_the_end(bytes_tokenizer):
+    stream = TextStream(bytes_tokenizer)
+    assert [stream.push(t) for t in bytes_tokenizer.encode("a€").ids[:-1]] == ["a", "", ""]
+    assert stream.flush() == "\ufffd"
