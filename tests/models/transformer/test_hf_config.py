@@ -145,9 +145,9 @@ def test_mistral_window(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"residual_multiplier": 0.22}, "'residual_multiplier' = 0.22 .* not understood"),
+        ({"residual_multiplier": 0.22}, "'residual_multiplier' = 0.22 .* asks for a multiplier"),
         ({"attn_logit_softcapping": 30.0}, "'attn_logit_softcapping' = 30.0"),  # Llama has none.
-        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' = 0.5 .* only 1.0 is served"),
+        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' = 0.5 .* another rotary embedding"),
         ({"quantization_config": {"bits": 4}}, "'quantization_config'"),
         ({"hidden_act": "relu"}, "'hidden_act' .* one of silu.*got 'relu'"),
         ({"vocab_size": None}, "must have the field 'vocab_size'"),
