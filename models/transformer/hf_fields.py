@@ -6,6 +6,7 @@ that it is off; named like something that changes results, and then likewise; el
 a name hides from the tables shows in the weights, which must fit the network tensor by tensor.
 """
 
+import dataclasses
 import functools
 import logging
 import re
@@ -27,11 +28,6 @@ HARMLESS = frozenset(
     "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens remove_invalid_values "
     "max_sequence_length model_max_length seq_length max_seq_len tokenizer_model_max_length".split()
 )
-_HARMLESS_NAMES = (
-    "^_|_token$|_token_ids?$|_token_index$|dropout|pdrop|_drop$|<init(ializer)?>|<loss>|cache|checkpointing|flash|fused|"
-    "fusion|kernel|upcast|fp32|float32|(model|tensor|sequence|context|pipeline)_parallel"
-)
-
 # Fields known to change results in some published architecture → the values at which they change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_multiplier": (),  # In the place of 1 / sqrt(head_dim), so that 1.0 is not neutral.
@@ -51,39 +47,61 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (False,),
 }
 
-# What the network would need → names that ask for it, and numbers at which they are off, beside null and false. The
-# first that fits counts. In a pattern `<` and `>` are the ends of a word between underscores.
-_NEEDS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
-    ("weights that are not plain floats", "quant|compress|load_in_.bit|<n?bits>|sparsity|pruned", ()),
-    ("experts", "expert|<moe>|router|routed|norm_topk|sparse_step|<shared_intermediate", (0,)),
-    ("attention over latent vectors", "lora_rank|qk_nope|qk_rope|v_head_dim|<mla>|latent", (0,)),
-    ("a recurrent or convolutional layer", "mamba|<ssm|<conv[0-9]?>|linear_attn|linear_attention|<lru", (0,)),
-    ("layers without a rotary embedding", "no_?rope|<nope", (0,)),
-    ("another rotary embedding", "<m?rope>|rotary|<ntk|<logn>|yarn", (1,)),
-    ("another position embedding", "alibi|position_bias|relative_|(?<!max_)position_(embedding|encoding)", (0,)),
-    ("an attention window", "(?<!context_)window|sliding|<local_|<chunk|global_attn|dilat|attention_sink", (0, -1)),
-    ("another kind of attention", "cross_attention|bidirectional|causal|encoder|prefix_lm|attn_output_gate", ()),
-    ("another kind of attention", "(attention|attn|layer|block|mixer)_types?>|temperature_tuning|attn_temp", ()),
-    ("another number of heads", "multi_query|key_value|<kv_|head_dim|head_size|num_heads", (0,)),
-    ("a soft-cap or a clip", "<(soft)?cap(ping|s)?>|softcap|<clip", (0,)),
-    ("a multiplier", "multiplier|scal(e|ed|es|ing|ar)>|<mup>", (1,)),
-    ("a norm", "norm(?!.*eps)", (0,)),
-    ("a bias", "bias", (0,)),
-    ("an activation", "activation|<act>|act_fn|hidden_act|glu", ()),
-    ("another order of the sub-layers", "parallel|residual|<skip_|shared_layers|kv_shared|share_", (0,)),
-    ("inputs to each layer", "per_layer|altup|laurel|engram|token_shift", (0,)),
-    ("another embedding", "embed_proj|embedding_(size|dim)|<tied?_|factorized", (0,)),
-)
-
 
 def _words(pattern: str) -> re.Pattern[str]:
-    """`<` after `(?` is a look-behind, as ever."""
+    """A pattern in which `<` and `>` are the ends of a word between underscores (in `(?<!` a look-behind, as ever)."""
     return re.compile(re.sub(r"(?<!\?)<(?![!=])", r"(?:^|_)", pattern).replace(">", r"(?:_|$)"))
 
 
-HARMLESS_NAMES = _words(_HARMLESS_NAMES)
-NEEDS = tuple((what, _words(names), off) for what, names, off in _NEEDS)
-_OFF = ("", "none", "default", "full", [], {})
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Something that a network has or has not, and the names of fields that ask for it."""
+
+    what: str
+    names: re.Pattern[str]
+    off: tuple[float, ...]  # Numbers that say that there is none.
+
+    def is_off(self, value: Any) -> bool:
+        """Whether the value says that there is no such thing: also false, an empty one, or all layers alike."""
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, int | float):
+            return value in self.off
+        if isinstance(value, list):
+            return all(entry in ("full_attention", "attention", 1, None) for entry in value)
+        return not value or value in ("none", "default", "full")
+
+
+HARMLESS_NAMES = _words(
+    "^_|_token$|_token_ids?$|_token_index$|dropout|pdrop|_drop$|<init(ializer)?>|<loss>|cache|checkpointing|flash|fused|"
+    "fusion|kernel|upcast|fp32|float32|prefill|(model|tensor|sequence|context|pipeline)_parallel"
+)
+
+# The first that fits a name counts.
+NEEDS = tuple(
+    Need(what, _words(names), off)
+    for what, names, off in (
+        ("weights that are not plain floats", "quant|compress|load_in_.bit|<n?bits>|sparsity|pruned", ()),
+        ("experts", "expert|<moe>|router|routed|norm_topk|sparse_step|<shared_intermediate", (0,)),
+        ("attention over latent vectors", "lora_rank|qk_nope|qk_rope|v_head_dim|<mla>|latent", (0,)),
+        ("a recurrent or convolutional layer", "mamba|<ssm|<conv[0-9]?>|linear_attn|linear_attention|<lru", (0,)),
+        ("layers without a rotary embedding", "no_?rope|<nope", (0,)),
+        ("another rotary embedding", "<m?rope>|rotary|<ntk|<logn>|yarn", (1,)),
+        ("another position embedding", "alibi|position_bias|relative_|(?<!max_)position_(embedding|encoding)", (0,)),
+        ("an attention window", "(?<!context_)window|sliding|<local_|<chunk|global_attn|dilat|attention_sink", (0, -1)),
+        ("another kind of attention", "cross_attention|bidirectional|causal|encoder|prefix_lm|attn_output_gate", ()),
+        ("another kind of attention", "(attention|attn|layer|block|mixer)_types?>|temperature_tuning|attn_temp", ()),
+        ("another number of heads", "multi_query|key_value|<kv_|head_dim|head_size|num_heads", (0,)),
+        ("a soft-cap or a clip", "<(soft)?cap(ping|s)?>|softcap|<clip", (0,)),
+        ("a multiplier", "multiplier|scal(e|ed|es|ing|ar)>|<mup>", (1,)),
+        ("a norm", "norm(?!.*eps)", (0,)),
+        ("a bias", "bias", (0,)),
+        ("an activation", "activation|<act>|act_fn|hidden_act|glu", ()),
+        ("another order of the sub-layers", "parallel|residual|<skip_|shared_layers|kv_shared|share_", (0,)),
+        ("inputs to each layer", "per_layer|altup|laurel|engram|token_shift", (0,)),
+        ("another embedding", "embed_proj|embedding_(size|dim)|<tied?_|factorized", (0,)),
+    )
+)
 
 
 def check_unread(
@@ -104,27 +122,13 @@ def check_unread(
                 served = " or ".join(map(repr, known[name])) or "none at all"
                 raise _refusal(name, value, model_type, f"changes the result: the value served is {served}")
         elif not HARMLESS_NAMES.search(name):
-            need = _need(name, value)
-            if need:
-                raise _refusal(name, value, model_type, f"asks for {need}, which this network does not have")
-            unknown.append(name)
+            need = next((need for need in NEEDS if need.names.search(name.lower())), None)
+            if need is None:
+                unknown.append(name)
+            elif not need.is_off(value):
+                raise _refusal(name, value, model_type, f"asks for {need.what}, which this network does not have")
     if unknown:
         _report(model_type, tuple(unknown))
-
-
-def _need(name: str, value: Any) -> str | None:
-    """What a field of an unknown name asks for; None where it is off or the name says nothing of the kind."""
-    for what, names, off in NEEDS:
-        if names.search(name.lower()):
-            is_off = value is False or (value.lower() if isinstance(value, str) else value) in _OFF
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            return None if is_off or (is_number and value in off) or _all_full(value) else what
-    return None
-
-
-def _all_full(value: Any) -> bool:
-    """Whether a list gives every layer full attention, or every layer the rotary embedding (1)."""
-    return isinstance(value, list) and all(v in ("full_attention", "attention", 1, None) for v in value)
 
 
 def _refusal(name: str, value: Any, model_type: str, why: str) -> Refusal:
