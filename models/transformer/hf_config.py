@@ -179,6 +179,9 @@ def _ropes(fields: Fields, max_position: int) -> tuple[Rope | None, Rope | None]
         return full, full
 
     older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
+    for parameters in (older, newer):
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise Refusal(f"The rope scaling in config.json must be an object; it is {parameters!r}.")
     if older and newer and both(older) != both(newer):
         raise Refusal(
             f"config.json has both 'rope_scaling' = {older!r} and 'rope_parameters' = {newer!r}. Remove the wrong one."

@@ -112,8 +112,9 @@ def check_unread(
     `neutral` adds to `NEUTRAL`, or takes its place, what the architecture of `model_type` knows.
     """
     known = {**NEUTRAL, **neutral}
+    unused = {"sliding_window", "max_window_layers"} if hf.get("use_sliding_window") is False else set()
     unknown = []
-    for name in sorted(hf.keys() - set(read)):
+    for name in sorted(hf.keys() - set(read) - unused):
         value = hf[name]
         if value is None or name in HARMLESS:
             continue

@@ -52,8 +52,6 @@ WHY_NOT = {  # A rope_type or a field → what it would need.
 
 def rope_from_hf(parameters: Mapping[str, Any] | None, theta: float, max_position: int) -> Rope:
     """The rope of a `rope_scaling` or `rope_parameters` dictionary; `theta` where it names none."""
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise Refusal(f"The rope scaling in config.json must be an object; it is {parameters!r}.")
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
     theta = float(given.pop("rope_theta", theta))
     older = given.pop("type", None)
