@@ -8,7 +8,6 @@ L layers, P pages of one sequence.
 import dataclasses
 import difflib
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flexjax.model_files import read_json
 from flexjax.refusal import Refusal
 
 Axes = tuple[str | None, ...]  # One logical name a dimension.
@@ -168,11 +168,12 @@ class Family(Protocol):
     """A module registered under the entry-point group `flexjax.models`, one entry a published
     architecture name (the `architectures` field of config.json).
 
-    It may have `SIZES`, a mapping of published names such as "llama3-8b" to their config.json.
+    It may have `SIZES`, a mapping of published names such as "llama3-8b" to their config.json, and `MODEL_TYPES`,
+    a mapping of the `model_type` field of config.json to an architecture, for those that name none.
     """
 
     def config_from_hf(self, hf: dict[str, Any]) -> Any:
-        """The frozen config. Refusal for a field that is not understood and would change the result."""
+        """The frozen config. Refusal for a field that the forward pass would need and cannot get."""
         ...
 
     def config_to_hf(self, config: Any, dtype: Any) -> dict[str, Any]: ...
@@ -234,14 +235,26 @@ def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise Refusal(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
-    try:
-        hf = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{path} is not valid JSON: {error}.") from error
-    names: Sequence[str] = hf.get("architectures") or []
-    if len(names) != 1:
-        raise Refusal(f"{path} must name exactly one entry in 'architectures'; it has {list(names)!r}.")
+    hf = read_json(path)
+    names = hf.get("architectures") or _architectures_of(hf.get("model_type"))
+    if not isinstance(names, list) or len(names) != 1:
+        raise Refusal(
+            f"{path} must name exactly one entry in 'architectures', or none and a 'model_type' among "
+            f"{', '.join(sorted(_model_types()))}; it has architectures = {hf.get('architectures')!r} and model_type = "
+            f"{hf.get('model_type')!r}. Leave the one that is the language model's class."
+        )
     return find_family(names[0]), hf
+
+
+def _model_types() -> dict[str, str]:
+    """The model_type field of config.json → its architecture, of every installed family that lists them."""
+    loaded = {entry.value: entry for entry in families().values()}
+    return {kind: name for e in loaded.values() for kind, name in getattr(e.load(), "MODEL_TYPES", {}).items()}
+
+
+def _architectures_of(model_type: Any) -> list[str]:
+    known = _model_types()
+    return [known[model_type]] if model_type in known else []
 
 
 def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:

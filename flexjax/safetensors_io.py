@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flexjax.model_files import read_json, refuse_stand_in
 from flexjax.refusal import Refusal
 
 SINGLE = "model.safetensors"
@@ -49,10 +50,11 @@ class TensorEntry:
 
 
 class SafetensorsFile:
-    """One open file; `entries` by name. Refusal if it is truncated or its header is not sound."""
+    """One open file; `entries` by name. Refusal if it is missing, a pointer, truncated, or its header is not sound."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        refuse_stand_in(self.path)
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -115,10 +117,9 @@ def open_checkpoint(directory: str | Path) -> dict[str, SafetensorsFile]:
             f"{directory} holds neither {SINGLE} nor {INDEX}. Weights in another form (pytorch_model.bin, gguf) "
             "must be converted to safetensors first."
         )
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise Refusal(f"{index} is no index of shards: {error!r}.") from error
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise Refusal(f"{index} is no index of shards: its 'weight_map' must give a file name for each tensor.")
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:

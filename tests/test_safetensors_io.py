@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from flexjax.refusal import Refusal
 from flexjax.safetensors_io import INDEX, SINGLE, SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
 
 RNG = np.random.default_rng(0)
@@ -74,7 +75,7 @@ def test_truncated(tmp_path, keep):
     write(tmp_path, TENSORS)
     data = (tmp_path / SINGLE).read_bytes()
     (tmp_path / SINGLE).write_bytes(data[:keep])
-    with pytest.raises(ValueError, match="model.safetensors is truncated.*again"):
+    with pytest.raises(ValueError, match="model.safetensors is (truncated|empty).*again"):
         open_checkpoint(tmp_path)
 
 
@@ -83,6 +84,32 @@ def test_too_long(tmp_path):
     with (tmp_path / SINGLE).open("ab") as file:
         file.write(b"x")
     with pytest.raises(ValueError, match="is too long"):
+        open_checkpoint(tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 4242\n"
+
+
+@pytest.mark.parametrize("name", [SINGLE, INDEX, "model-00002-of-00002.safetensors"])
+def test_a_pointer_in_the_place_of_a_file_is_named(name, tmp_path):
+    write(tmp_path, TENSORS, max_shard_bytes=62)
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(Refusal, match=f"{name} is a Git LFS pointer: run `git lfs pull`"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("", "is empty"),
+        ('{"weight_map": {"a"', "is cut off"),
+        ("{}", "is no index"),
+        ('{"weight_map": []}', "is no index"),
+    ],
+)
+def test_an_index_that_is_none(index, message, tmp_path):
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(Refusal, match=f"{INDEX} {message}"):
         open_checkpoint(tmp_path)
 
 

@@ -6,6 +6,7 @@ from flax import nnx
 
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.hf_config import config_from_hf, config_to_hf
+from models.transformer.hf_published import MODEL_TYPES
 from models.transformer.modeling import Transformer
 from models.transformer.params import load, save
 from models.transformer.rope import Rope
@@ -18,6 +19,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     # The family's face.
+    "MODEL_TYPES",
     "SIZES",
     "build",
     "config_from_hf",

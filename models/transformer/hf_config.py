@@ -1,17 +1,20 @@
 """config.json of the published architectures ↔ `TransformerConfig`.
 
 Read in the older style (`rope_theta`, `rope_scaling`) and the newer (`rope_parameters`), written in the
-older, which every tool reads. A field that is not understood and could change the result is an error.
+older, which every tool reads. What a field that nobody reads means is said in `hf_fields`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from flexjax.refusal import Refusal
 from models.transformer.config import Layer, TransformerConfig
+from models.transformer.hf_fields import check_unread
+from models.transformer.hf_published import MODEL_TYPES, NULL_IS_A_VALUE, PUBLISHED, SPELLINGS, WRAPPERS, Fields
 from models.transformer.hf_rope import rope_from_hf, scaling_to_hf
 from models.transformer.rope import Rope
 
@@ -21,192 +24,8 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
 }
-
-# Fields that do not change a forward pass.
-HARMLESS = frozenset(
-    "architectures model_type dtype torch_dtype transformers_version transformers.js_config use_cache "
-    "cache_implementation attn_implementation pad_token_id sep_token_id decoder_start_token_id initializer_range "
-    "attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop pretraining_tp reorder_and_upcast_attn "
-    "output_attentions output_hidden_states return_dict return_dict_in_generate torchscript use_bfloat16 "
-    "is_decoder is_llama_config summary_type summary_use_proj summary_activation summary_proj_to_labels "
-    "summary_first_dropout task_specific_params n_ctx gradient_checkpointing id2label label2id num_labels "
-    "problem_type finetuning_task tokenizer_class prefix name_or_path unsloth_fixed unsloth_version".split()
-)
-
-# Fields served at one value only.
-ONLY = {
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "tie_encoder_decoder": False,
-    "cross_attention_hidden_size": None,
-    "chunk_size_feed_forward": 0,
-    "pruned_heads": {},
-    "partial_rotary_factor": 1.0,
-    "rope_interleaved": False,
-    "use_mrope": False,
-    "use_bidirectional_attention": False,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
-
-
-class Fields:
-    """The fields of one config.json, in Llama's names; `finish` complains about those that nobody took."""
-
-    def __init__(self, hf: Mapping[str, Any], published: "Published"):
-        self.hf, self.published = hf, published
-        self.taken: set[str] = set()
-
-    def file_name(self, name: str) -> str:
-        return self.published.names.get(name, name)
-
-    def get(self, name: str) -> Any:
-        """The value, or the architecture's default when it is left out; Refusal where it has none."""
-        key = self.file_name(name)
-        self.taken.add(key)
-        value = self.hf.get(key, self.published.defaults.get(name))
-        if value is None and name not in self.published.defaults:
-            raise Refusal(f"config.json of a {self.published.model_type} model must have the field {key!r}.")
-        return value
-
-    def optional(self, name: str) -> Any:
-        """As `get`, but None where the architecture does not read such a field."""
-        return self.get(name) if name in self.published.defaults else None
-
-    def finish(self) -> None:
-        for key, value in self.hf.items():
-            if key in self.taken or key in HARMLESS or key in self.published.ignored or key.startswith("_"):
-                continue
-            if value is None or (key in ONLY and value == ONLY[key]):
-                continue
-            way_out = f"only {ONLY[key]!r} is served" if key in ONLY else "it is not understood"
-            raise Refusal(
-                f"The field {key!r} = {value!r} in config.json of a {self.published.model_type} model could change "
-                f"the result and {way_out}. If it does not matter, remove it from config.json."
-            )
-
-
-def _no_sliding(fields: Fields, num_layers: int) -> list[bool]:
-    return [False] * num_layers
-
-
-def _all_sliding(fields: Fields, num_layers: int) -> list[bool]:
-    return [fields.optional("sliding_window") is not None] * num_layers
-
-
-def _last_sliding(fields: Fields, num_layers: int) -> list[bool]:
-    wanted = fields.optional("use_sliding_window") and fields.optional("sliding_window") is not None
-    first = fields.optional("max_window_layers")
-    return [bool(wanted) and index >= first for index in range(num_layers)]
-
-
-def _alternating(fields: Fields, num_layers: int) -> list[bool]:
-    return [index % 2 == 0 for index in range(num_layers)]
-
-
-def _all_but_every_nth(fields: Fields, num_layers: int) -> list[bool]:
-    period = fields.optional("sliding_window_pattern")
-    return [(index + 1) % period != 0 for index in range(num_layers)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """What an architecture fixes, which optional fields it reads, and their values when left out."""
-
-    model_type: str
-    defaults: Mapping[str, Any]
-    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of TransformerConfig.
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Llama's name → its own.
-    ignored: frozenset[str] = frozenset()  # Fields that its published code does not read.
-    slides: Callable[[Fields, int], list[bool]] = _no_sliding  # Where there is no `layer_types`.
-
-
-_LLAMA = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "rope_scaling": None,
-    "rope_parameters": None,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-_QWEN = _LLAMA | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
-_GEMMA = _LLAMA | {
-    "head_dim": 256,
-    "hidden_act": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "layer_types": None,
-}
-_GEMMA_NETWORK = {"norm_offset": 1.0, "post_norms": True, "scaled_embeddings": True}
-_GEMMA_NAMES = {"hidden_act": "hidden_activation"}
-
-PUBLISHED: dict[str, Published] = {
-    "LlamaForCausalLM": Published("llama", _LLAMA | {"attention_bias": False, "mlp_bias": False}),
-    "MistralForCausalLM": Published("mistral", _LLAMA | {"sliding_window": 4096}, slides=_all_sliding),
-    "Qwen2ForCausalLM": Published("qwen2", _QWEN, {"qkv_bias": True}, slides=_last_sliding),
-    "Qwen3ForCausalLM": Published(
-        "qwen3", _QWEN | {"head_dim": 128, "attention_bias": False}, {"qk_norm": True}, slides=_last_sliding
-    ),
-    "Gemma2ForCausalLM": Published(
-        "gemma2",
-        _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        _GEMMA_NETWORK,
-        _GEMMA_NAMES,
-        frozenset({"hidden_act"}),
-        _alternating,
-    ),
-    "Gemma3ForCausalLM": Published(
-        "gemma3_text",
-        _GEMMA
-        | {
-            "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
-            "sliding_window_pattern": 6,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        },
-        _GEMMA_NETWORK | {"qk_norm": True},
-        _GEMMA_NAMES,
-        frozenset({"hidden_act"}),
-        _all_but_every_nth,
-    ),
-    "GPT2LMHeadModel": Published(
-        "gpt2",
-        {
-            "intermediate_size": None,
-            "hidden_act": "gelu_new",
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": True,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
-        {
-            "gated_mlp": False,
-            "norm": "layer",
-            "qkv_bias": True,
-            "out_bias": True,
-            "mlp_bias": True,
-            "learned_positions": True,
-        },
-        {
-            "hidden_size": "n_embd",
-            "num_hidden_layers": "n_layer",
-            "num_attention_heads": "n_head",
-            "intermediate_size": "n_inner",
-            "max_position_embeddings": "n_positions",
-            "hidden_act": "activation_function",
-            "rms_norm_eps": "layer_norm_epsilon",
-        },
-    ),
-}
-
 
 # Fields that every architecture must have, unless its defaults say otherwise.
 REQUIRED = (
@@ -214,32 +33,71 @@ REQUIRED = (
     "max_position_embeddings",
 )  # fmt: skip
 
+# Fields of a class around a language model that say how it sees and hears.
+_SENSES = re.compile(r"vision|image|video|audio|projector|spatial|^mm_|^[be]oi_|^text_config$|^ignore_index$")
+
+
+def architecture_of(hf: Mapping[str, Any]) -> str:
+    """The published class of a parsed config.json: its one architecture, or where it names none that of its
+    model_type. Refusal where this family serves no such class."""
+    names = hf.get("architectures") or [MODEL_TYPES.get(hf.get("model_type", ""), "")]
+    name = SPELLINGS.get(names[0], names[0])
+    if len(names) != 1 or (name not in PUBLISHED and name not in WRAPPERS):
+        raise Refusal(
+            f"'architectures' in config.json must name one of {', '.join((*PUBLISHED, *WRAPPERS))}, or where there is "
+            f"none 'model_type' one of {', '.join(MODEL_TYPES)}; got {hf.get('architectures')!r} and "
+            f"{hf.get('model_type')!r}."
+        )
+    return name
+
+
+def _language_model(hf: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The architecture and config of the language model alone, taken out of the class around it where there is one."""
+    outer = architecture_of(hf)
+    if outer in PUBLISHED:
+        return outer, hf
+    text = hf.get("text_config")
+    if not isinstance(text, Mapping):
+        raise Refusal(f"config.json of {outer} must hold its language model's fields in 'text_config'; got {text!r}.")
+    named = text.get("architectures") or [MODEL_TYPES.get(text.get("model_type") or "", text.get("model_type"))]
+    name = WRAPPERS[outer][0] if named == [None] else named[0]
+    if len(named) != 1 or name not in WRAPPERS[outer]:
+        raise Refusal(
+            f"The language model inside {outer} must be {' or '.join(WRAPPERS[outer])}; 'text_config' in config.json "
+            f"is of {named[0]!r}."
+        )
+    published = PUBLISHED[name]
+    passed = {key for key in hf if _SENSES.search(key)} | set(REQUIRED) | set(published.defaults)
+    check_unread(hf, passed, model_type=str(hf.get("model_type", outer)), neutral=published.neutral)
+    inside = {key: value for key, value in text.items() if value is not None or key in NULL_IS_A_VALUE}
+    ends = {key: hf[key] for key in ("bos_token_id", "eos_token_id") if hf.get(key) is not None}
+    tied = {"tie_word_embeddings": hf.get("tie_word_embeddings")}
+    return name, {**tied, **published.sizes, **inside, **ends}
+
 
 def config_from_hf(hf: Mapping[str, Any]) -> TransformerConfig:
-    """The config of a parsed config.json.
+    """The config of a parsed config.json, of the language model alone where that stands inside another class.
 
-    Raises Refusal for a missing field, and for one that is not understood and could change the result.
+    Raises Refusal for a missing field, and for one that the forward pass would need and cannot get.
     """
-    names = hf.get("architectures") or []
-    if len(names) != 1 or names[0] not in PUBLISHED:
-        raise Refusal(f"'architectures' in config.json must be one of {', '.join(PUBLISHED)}; got {names!r}.")
-    published = PUBLISHED[names[0]]
+    architecture, hf = _language_model(hf)
+    published = PUBLISHED[architecture]
     fields = Fields(hf, published)
     d_model, num_heads = fields.get("hidden_size"), fields.get("num_attention_heads")
-    max_position = fields.get("max_position_embeddings")
+    layers = _layers(fields, fields.get("max_position_embeddings"))
     attention_bias = bool(fields.optional("attention_bias"))
     biases = {"qkv_bias": attention_bias, "out_bias": attention_bias, "mlp_bias": bool(fields.optional("mlp_bias"))}
     eos = fields.get("eos_token_id")
     config = TransformerConfig(
-        architecture=names[0],
+        architecture=architecture,
         vocab_size=fields.get("vocab_size"),
         d_model=d_model,
         num_heads=num_heads,
         num_kv_heads=fields.optional("num_key_value_heads") or num_heads,
         head_dim=fields.optional("head_dim") or d_model // num_heads,
         d_ff=fields.get("intermediate_size") or 4 * d_model,
-        max_position=max_position,
-        layers=_layers(fields, max_position),
+        max_position=_context(fields, layers),
+        layers=layers,
         activation=_activation(fields),
         norm_eps=float(fields.get("rms_norm_eps")),
         query_scalar=fields.optional("query_pre_attn_scalar"),
@@ -252,6 +110,24 @@ def config_from_hf(hf: Mapping[str, Any]) -> TransformerConfig:
     )
     fields.finish()
     return config
+
+
+def _context(fields: Fields, layers: tuple[Layer, ...]) -> int:
+    """The longest context in tokens.
+
+    A yarn rope sets it: factor × the trained context, as vLLM takes it, where published files keep the trained one in
+    `max_position_embeddings`. A linear one stretches it likewise as far as `max_sequence_length` says. Dual chunk
+    attention is plain attention within its first chunk, so that is where it ends here.
+    """
+    context = fields.get("max_position_embeddings")
+    stretched = [rope for layer in layers if (rope := layer.rope) and rope.scaling in ("yarn", "linear")]
+    if stretched and stretched[0].scaling == "yarn":
+        context = int(stretched[0].factor * stretched[0].original_max_position)
+    elif stretched:
+        longest = fields.hf.get("max_sequence_length") or 0
+        context = max(context, min(int(stretched[0].factor * context), longest))
+    chunks = fields.optional("dual_chunk_attention_config")
+    return min(context, chunks["chunk_size"] - chunks["local_size"]) if chunks else context
 
 
 def _activation(fields: Fields) -> Any:
@@ -289,16 +165,28 @@ def _ropes(fields: Fields, max_position: int) -> tuple[Rope | None, Rope | None]
     if "rope_theta" not in fields.published.defaults:
         return None, None
     theta, local_theta = fields.get("rope_theta"), fields.optional("rope_local_base_freq")
+    trained = fields.get("original_max_position_embeddings")
+
+    def read(parameters: Mapping[str, Any] | None, theta: float) -> Rope:
+        given = parameters if trained is None else {**(parameters or {}), "original_max_position_embeddings": trained}
+        return rope_from_hf(given, theta, max_position)
+
+    def both(parameters: Mapping[str, Any]) -> tuple[Rope, Rope]:
+        by_kind = parameters if "full_attention" in parameters else {"full_attention": parameters}
+        full = read(by_kind["full_attention"], theta)
+        if "sliding_attention" in by_kind or local_theta is not None:
+            return full, read(by_kind.get("sliding_attention"), local_theta or theta)
+        return full, full
+
     older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
-    if older and newer and older != newer:
+    for parameters in (older, newer):
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise Refusal(f"The rope scaling in config.json must be an object; it is {parameters!r}.")
+    if older and newer and both(older) != both(newer):
         raise Refusal(
             f"config.json has both 'rope_scaling' = {older!r} and 'rope_parameters' = {newer!r}. Remove the wrong one."
         )
-    by_kind = newer if newer and "full_attention" in newer else {"full_attention": newer or older}
-    full = rope_from_hf(by_kind["full_attention"], theta, max_position)
-    if "sliding_attention" in by_kind or local_theta is not None:
-        return full, rope_from_hf(by_kind.get("sliding_attention"), local_theta or theta, max_position)
-    return full, full
+    return both(newer or older or {})
 
 
 def config_to_hf(config: TransformerConfig, dtype: Any) -> dict[str, Any]:

@@ -125,3 +125,32 @@ NAMING: dict[str, Naming] = {
     "Gemma3ForCausalLM": _GEMMA_NAMING,
     "GPT2LMHeadModel": Naming("transformer.", _GPT2, (".attn.bias", ".attn.masked_bias")),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """Where the tensors of a language model lie in the checkpoint of a class around it."""
+
+    inside: Mapping[str, str]  # How a stored name begins → how it begins in the language model's own checkpoint.
+    beside: tuple[str, ...]  # How the names of tensors begin that are not the language model's.
+
+    def own_name(self, stored: str) -> str | None:
+        """The language model's name of a stored tensor; None where it is not its."""
+        if stored.startswith(self.beside):
+            return None
+        for begin, own in self.inside.items():
+            if stored.startswith(begin):
+                return own + stored.removeprefix(begin)
+        return stored
+
+
+# Written by transformers before and since 4.52.
+_VISION = Around(
+    {"language_model.": "", "model.language_model.": "model."},
+    ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)
+AROUND: dict[str, Around] = {
+    "Gemma3ForConditionalGeneration": _VISION,
+    "Mistral3ForConditionalGeneration": _VISION,
+    "LlavaForConditionalGeneration": _VISION,
+}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from flax import nnx
 
 from flexjax.causal_lm import Axes, Convert, Place, family_of_directory, set_parameter
 from flexjax.refusal import Refusal
-from flexjax.safetensors_io import SafetensorsFile, TensorToWrite, open_checkpoint, write_checkpoint
+from flexjax.safetensors_io import SafetensorsFile, TensorEntry, TensorToWrite, open_checkpoint, write_checkpoint
 from models.transformer.config import TransformerConfig
-from models.transformer.hf_config import config_from_hf, config_to_hf
-from models.transformer.hf_names import NAMING, Naming, Stored
+from models.transformer.hf_config import architecture_of, config_from_hf, config_to_hf
+from models.transformer.hf_names import AROUND, NAMING, Around, Naming, Stored
 from models.transformer.modeling import Transformer
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -31,6 +32,21 @@ class Source:
     axes: tuple[str, ...]
     name: str
     stored: Stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of an open checkpoint."""
+
+    file: SafetensorsFile
+    name: str  # In its file.
+
+    @property
+    def entry(self) -> TensorEntry:
+        return self.file.entries[self.name]
+
+    def view(self) -> AbstractContextManager[np.ndarray]:
+        return self.file.tensor(self.name)
 
 
 def place_on_default_device(value: np.ndarray, axes: Axes) -> jax.Array:
@@ -51,17 +67,20 @@ def load(
     more than the model as it stays and one tensor. Refusal names every tensor that is missing, unexpected or of the
     wrong shape.
     """
-    config = config_from_hf(family_of_directory(directory)[1])
+    hf = family_of_directory(directory)[1]
+    config = config_from_hf(hf)
     model = nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
     flat = dict(nnx.to_flat_state(nnx.state(model)))
-    files = open_checkpoint(directory)
+    tensors = _tensors(directory, AROUND.get(architecture_of(hf)))
     naming = NAMING[config.architecture]
     sources = _sources(flat, naming)
-    if not any(name.startswith(naming.prefix) for name in files):
+    if not any(name.startswith(naming.prefix) for name in tensors):
         sources = [dataclasses.replace(s, name=s.name.removeprefix(naming.prefix)) for s in sources]
-    _check(directory, config, naming, sources, files)
+    if config.tied_embeddings:
+        sources = [_tied(source, naming, tensors) for source in sources]
+    _check(directory, config, naming, sources, tensors)
     for source in sorted(sources, key=lambda s: -flat[s.path].size):
-        with files[source.name].tensor(source.name) as stored:
+        with tensors[source.name].view() as stored:
             value = source.stored.read(stored, source.axes, config.axis_sizes)
             value = np.ascontiguousarray(value, dtype=jnp.dtype(dtype))
             parameter = flat[source.path].replace(place(value, source.axes).block_until_ready())
@@ -93,6 +112,25 @@ def save(model: Transformer, directory: str | Path, *, max_shard_bytes: int = 5_
     (Path(directory) / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
 
 
+def _tensors(directory: str | Path, around: Around | None) -> dict[str, Tensor]:
+    """The checkpoint's tensors by their names in the language model's own checkpoint, without those beside it."""
+    found: dict[str, Tensor] = {}
+    for stored, file in open_checkpoint(directory).items():
+        name = stored if around is None else around.own_name(stored)
+        if name in found:
+            raise Refusal(f"The weights in {directory} hold {name} twice, as {found[name].name} and as {stored}.")
+        if name is not None:
+            found[name] = Tensor(file, stored)
+    return found
+
+
+def _tied(source: Source, naming: Naming, tensors: Mapping[str, Tensor]) -> Source:
+    """The embedding as the head, where a checkpoint of a model whose two are one holds only that."""
+    head = naming.parameters["unembedding"].name
+    only_head = source.path == ("embedding",) and source.name not in tensors and head in tensors
+    return dataclasses.replace(source, name=head) if only_head else source
+
+
 def _sources(flat: Mapping[tuple[Any, ...], Any], naming: Naming) -> list[Source]:
     sources = []
     for path, parameter in flat.items():
@@ -107,21 +145,23 @@ def _check(
     config: TransformerConfig,
     naming: Naming,
     sources: list[Source],
-    files: Mapping[str, SafetensorsFile],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Refusal unless the checkpoint holds exactly the model's tensors, in its shapes, as floats."""
     wanted = {s.name: s.stored.shape(config.axis_sizes) for s in sources}
-    faults = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in files]
+    faults = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in tensors]
     head = naming.parameters["unembedding"].name
     embedding = next(s.name for s in sources if s.path == ("embedding",))
-    for name, file in files.items():
-        entry = file.entries[name]
+    if not config.tied_embeddings and (head in tensors) != (embedding in tensors):
+        faults[0] += " (where the two are one, config.json must say tie_word_embeddings = true)"
+    for name, tensor in tensors.items():
+        entry = tensor.entry
         if name in wanted and entry.shape != wanted[name]:
             faults.append(f"{name} is {list(entry.shape)}, not {list(wanted[name])}")
         elif name in wanted and entry.dtype.name not in FLOATS:
             faults.append(f"{name} is {entry.dtype.name}, not one of {', '.join(FLOATS)}")
-        elif name == head and config.tied_embeddings and embedding in files:
-            with file.tensor(name) as tied, files[embedding].tensor(embedding) as table:
+        elif name == head and name not in wanted and embedding in tensors:
+            with tensor.view() as tied, tensors[embedding].view() as table:
                 if not np.array_equal(tied, table):
                     faults.append(f"{name} differs from {embedding} though config.json says tie_word_embeddings")
         elif name not in wanted and not name.endswith(naming.buffers):

@@ -27,6 +27,7 @@ class Rope:
     beta_fast: float = 32.0  # yarn: rotations above which a frequency is kept.
     beta_slow: float = 1.0  # yarn: rotations below which it is divided.
     attention_factor: float = 1.0  # yarn
+    truncate: bool = True  # yarn: whether the blend begins and ends at whole dimensions.
 
     def inverse_frequencies(self, head_dim: int) -> np.ndarray:
         """Radians a token of each pair of dimensions, float32 `[head_dim / 2]`."""
@@ -39,8 +40,10 @@ class Rope:
             keep = np.clip((rotations - self.low_freq_factor) / span, 0.0, 1.0)
             inverse = keep * inverse + (1.0 - keep) * inverse / self.factor
         elif self.scaling == "yarn":
-            low = max(math.floor(self._dimension_of(self.beta_fast, head_dim)), 0)
-            high = min(math.ceil(self._dimension_of(self.beta_slow, head_dim)), head_dim - 1)
+            low, high = self._dimension_of(self.beta_fast, head_dim), self._dimension_of(self.beta_slow, head_dim)
+            if self.truncate:
+                low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, head_dim - 1)
             ramp = (np.arange(head_dim // 2) - low) / max(high - low, 0.001)
             keep = 1.0 - np.clip(ramp, 0.0, 1.0)
             inverse = keep * inverse + (1.0 - keep) * inverse / self.factor

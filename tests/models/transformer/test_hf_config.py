@@ -145,22 +145,155 @@ def test_mistral_window(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"residual_multiplier": 0.22}, "'residual_multiplier' = 0.22 .* not understood"),
+        ({"residual_multiplier": 0.22}, "'residual_multiplier' = 0.22 .* asks for a multiplier"),
         ({"attn_logit_softcapping": 30.0}, "'attn_logit_softcapping' = 30.0"),  # Llama has none.
-        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' = 0.5 .* only 1.0 is served"),
-        ({"quantization_config": {"bits": 4}}, "'quantization_config'"),
+        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' = 0.5 .* another rotary embedding"),
+        ({"quantization_config": {"bits": 4}}, "'quantization_config'.*weights that are not plain floats"),
+        ({"num_local_experts": 8}, "experts"),
+        ({"kv_lora_rank": 512}, "latent vectors"),
+        ({"embedding_multiplier": 12.0}, "a multiplier"),
+        ({"logits_scaling": 8.0}, "a multiplier"),
+        ({"attention_multiplier": 1.0}, "'attention_multiplier' = 1.0.*changes the result"),
+        ({"scale_emb": 12}, "a multiplier"),
+        ({"clip_qkv": 8.0}, "a soft-cap or a clip"),
+        ({"some_logit_softcap": 8.0}, "a soft-cap or a clip"),
+        ({"alibi": True}, "another position embedding"),
+        ({"position_embedding_type": "alibi"}, "'position_embedding_type' = 'alibi'"),
+        ({"no_rope_layers": [1, 1, 0]}, "layers without a rotary embedding"),
+        ({"rope_interleaved": True}, "another rotary embedding"),
+        ({"sliding_window": 4096}, "an attention window"),  # Llama has none.
+        ({"layer_types": ["full_attention", "linear_attention"]}, "another kind of attention"),
+        ({"is_causal": False}, "'is_causal' = False.*the value served is True"),
+        ({"is_encoder_decoder": True}, "'is_encoder_decoder' = True"),
+        ({"use_qk_norm": True}, "a norm"),
+        ({"use_bias": True}, "a bias"),
+        ({"use_parallel_residual": True}, "another order of the sub-layers"),
+        ({"hidden_size_per_layer_input": 256}, "inputs to each layer"),
         ({"hidden_act": "relu"}, "'hidden_act' .* one of silu.*got 'relu'"),
         ({"vocab_size": None}, "must have the field 'vocab_size'"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "one of default, linear.*'longrope'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic': its frequencies change with the length"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "'mrope': its positions have three parts"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section.*three parts"),
+        ({"rope_scaling": 2.0}, "must be an object"),
         ({"rope_scaling": {"type": "linear"}}, "needs a 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "'beta_fast' = 3"),
         ({"rope_parameters": {"rope_type": "default"}}, "both 'rope_scaling'"),
         ({"architectures": ["FalconForCausalLM"]}, "'FalconForCausalLM'"),
+        ({"architectures": ["LlamaForCausalLM", "LlamaModel"]}, "must name one of .*'LlamaModel'"),
+        ({"architectures": None, "model_type": "falcon"}, "'model_type' one of llama.*None and 'falcon'"),
     ],
 )
 def test_what_would_change_the_result_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config_from_hf({**LLAMA_31_8B, **changes})
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"residual_multiplier": 1.0, "logits_scaling": 1, "embedding_multiplier": None},
+        {"partial_rotary_factor": 1.0, "rope_interleaved": False, "use_mrope": False, "rope_ratio": 1},
+        {"quantization_config": None, "quantization": {}, "num_local_experts": 0, "clip_qkv": None, "alibi": False},
+        {"layer_types": ["full_attention"] * 32, "no_rope_layers": [1] * 32, "attn_type": "full"},
+        {"final_logit_softcapping": None, "attn_logit_softcapping": 0.0, "sliding_window": None},
+        {"position_embedding_type": "rope", "norm_type": "rmsnorm", "is_causal": True, "scale_attn_weights": True},
+        {"attention_dropout": 0.1, "use_fused_rmsnorm": True, "attention_softmax_in_fp32": True, "init_std": 0.02},
+        {"unk_token_id": 0, "forced_bos_token_id": 3, "repetition_penalty": 1.1, "max_length": 4096, "_scale": 3},
+        {"layer_norm_eps": 1e-5, "max_sequence_length": 2048, "auto_map": {"AutoModelForCausalLM": "x.y"}},
+        {"head_dim": None, "rope_theta": 500_000.0, "attention_bias": None, "mlp_bias": None, "hidden_act": None},
+        {"rope_scaling": LLAMA_31_8B["rope_scaling"] | {"finetuned": True, "type": None, "partial_rotary_factor": 1.0}},
+        {"use_sliding_window": False, "sliding_window": 32_768, "max_window_layers": 21},
+        {"num_nextn_predict_layers": 1, "our_internal_version": "7b-alpha", "sequence_parallel": True},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_changes_nothing_passes(harmless):
+    assert config_from_hf(LLAMA_31_8B | harmless) == config_from_hf(LLAMA_31_8B)
+
+
+def test_unknown_fields_are_reported_once_by_name(caplog):
+    for _ in range(2):
+        config_from_hf(LLAMA_31_8B | {"zebra_version": 3, "author": "x", "use_cache": True})
+    assert [r.getMessage() for r in caplog.records if "zebra" in r.getMessage()] == [
+        "config.json of a llama model has fields that are not known and not read: author, zebra_version. "
+        "They are taken to change no result."
+    ]
+
+
+@pytest.mark.parametrize(
+    "field", ["rms_norm_eps", "hidden_activation", "query_pre_attn_scalar", "rope_theta", "tie_word_embeddings"]
+)
+def test_a_null_field_means_the_default(field):
+    without = {key: value for key, value in GEMMA_3_1B.items() if key != field}
+    assert config_from_hf(without | {field: None}) == config_from_hf(without)
+
+
+@pytest.mark.parametrize("field", ["attn_logit_softcapping", "final_logit_softcapping", "eos_token_id"])
+def test_some_nulls_say_that_there_is_none(field):
+    hf = GEMMA_3_1B | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", field: None}
+    for other in ("rope_local_base_freq", "sliding_window_pattern"):
+        del hf[other]
+    names = {"attn_logit_softcapping": "attention_softcap", "final_logit_softcapping": "final_softcap"}
+    assert getattr(config_from_hf(hf), names.get(field, field)) is None
+
+
+@pytest.mark.parametrize("missing", [[], None, ...])
+def test_model_type_stands_in_for_the_architecture(missing):
+    hf = {key: value for key, value in LLAMA_31_8B.items() if key != "architectures"}
+    assert config_from_hf(hf if missing is ... else hf | {"architectures": missing}) == config_from_hf(LLAMA_31_8B)
+    assert config_from_hf(LLAMA_31_8B | {"architectures": ["LLaMAForCausalLM"]}) == config_from_hf(LLAMA_31_8B)
+
+
+def gemma_3_4b(**text) -> dict:
+    """google/gemma-3-4b-it, as published."""
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+            **text,
+        },
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model", "num_hidden_layers": 27},
+    }
+
+
+def test_a_language_model_inside_another_class():
+    """What text_config leaves out is the default of its class; the outer end of text counts."""
+    config = config_from_hf(gemma_3_4b())
+    assert (config.architecture, config.vocab_size, config.max_position) == ("Gemma3ForCausalLM", 262_208, 131_072)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 256)
+    assert config.eos_token_id == (1, 106) and config.tied_embeddings
+    assert config.layers[4:6] == (Layer(1024, Rope(1e4)), Layer(None, Rope(1e6, "linear", 8.0)))
+    assert config_from_hf(config_to_hf(config, jnp.bfloat16)) == config  # As a class of its own.
+    assert not config_from_hf(gemma_3_4b() | {"tie_word_embeddings": False}).tied_embeddings
+
+
+@pytest.mark.parametrize(
+    ("outer", "text", "message"),
+    [
+        ({"text_config": None}, {}, "must hold its language model's fields in 'text_config'"),
+        ({}, {"model_type": "gemma3n_text"}, "must be Gemma3ForCausalLM; .* is of 'gemma3n_text'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "'quantization_config'.*plain floats"),
+        ({}, {"num_experts": 8}, "'num_experts' = 8.*experts"),
+    ],
+)
+def test_what_is_refused_inside_another_class(outer, text, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(gemma_3_4b(**text) | outer)
 
 
 def test_layer_types_must_fit():
@@ -186,3 +319,80 @@ def test_llama3_frequencies():
     np.testing.assert_allclose(scaled[waves > 8192], plain[waves > 8192] / 8, rtol=1e-6)
     between = (waves > 8192 / 4) & (waves < 8192)
     assert between.any() and (scaled[between] < plain[between]).all() and (scaled[between] > plain[between] / 8).all()
+
+
+def yarn(max_position: int = 40_960, **scaling) -> tuple[int, Rope]:
+    config = config_from_hf(
+        LLAMA_31_8B | {"max_position_embeddings": max_position, "rope_scaling": {"rope_type": "yarn", **scaling}}
+    )
+    return config.max_position, config.layers[0].rope
+
+
+def test_yarn_sets_the_context():
+    """factor × the trained context, whatever max_position_embeddings says; the factor from both where it is null."""
+    assert yarn(factor=4.0, original_max_position_embeddings=32_768)[0] == 131_072
+    assert yarn(max_position=131_072, factor=4.0, original_max_position_embeddings=32_768)[0] == 131_072
+    assert yarn(factor=4.0)[0] == 4 * 40_960
+    context, rope = yarn(max_position=131_072, factor=None, original_max_position_embeddings=32_768)
+    assert context == 131_072 and rope.factor == 4.0
+    hf = LLAMA_31_8B | {"original_max_position_embeddings": 16_384}
+    assert config_from_hf(hf | {"rope_scaling": {"type": "yarn", "factor": 2.0}}).max_position == 32_768
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0.1 * np.log(4.0) + 1.0),
+        ({"attention_factor": 1.5}, 1.5),
+        ({"attention_factor": 1.5, "mscale": 2.0, "mscale_all_dim": 1.0}, 1.5),
+        ({"attn_factor": 0.8782488562869419}, 1.0),
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, 1.0),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * np.log(4.0) + 1.0) / (0.1 * np.log(4.0) + 1.0)),
+        ({"mscale": 2.0}, 0.1 * np.log(4.0) + 1.0),  # Alone it is not read.
+        ({"mscale": 1.0, "mscale_all_dim": 0}, 0.1 * np.log(4.0) + 1.0),
+    ],
+)
+def test_yarn_attention_factor(fields, expected):
+    _, rope = yarn(factor=4.0, original_max_position_embeddings=32_768, **fields)
+    assert rope.attention_factor == pytest.approx(expected, rel=1e-12)
+
+
+def test_yarn_refuses_two_attention_factors():
+    with pytest.raises(ValueError, match="'attention_factor' = 1.1, the whole factor, or 'attn_factor' = 0.9"):
+        yarn(factor=4.0, attention_factor=1.1, attn_factor=0.9)
+
+
+def test_yarn_may_blend_between_fractions_of_dimensions():
+    """Reference: _compute_yarn_parameters of transformers 5.24.0, written out."""
+    _, rope = yarn(factor=4.0, original_max_position_embeddings=4096, truncate=False)
+    assert not rope.truncate and config_from_hf(config_to_hf(config_of(rope), jnp.float32)).layers[0].rope == rope
+    dims, theta = 128, 500_000.0
+    low, high = (dims * np.log(4096 / (turns * 2 * np.pi)) / (2 * np.log(theta)) for turns in (32, 1))
+    plain = theta ** -(np.arange(0, dims, 2) / dims)
+    divided = np.clip((np.arange(dims // 2) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(rope.inverse_frequencies(dims), plain * (1 - divided) + plain / 4 * divided, rtol=1e-6)
+    whole = dataclasses.replace(rope, truncate=True).inverse_frequencies(dims)
+    assert not np.allclose(rope.inverse_frequencies(dims), whole, rtol=1e-3)
+
+
+def config_of(rope: Rope):
+    config = config_from_hf(LLAMA_31_8B)
+    layers = tuple(dataclasses.replace(layer, rope=rope) for layer in config.layers)
+    return dataclasses.replace(config, layers=layers, max_position=int(rope.factor * rope.original_max_position))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "longest", "context"), [({"type": "linear", "factor": 4.0}, 16_384, 16_384), (None, 16_384, 4096)]
+)
+def test_a_linear_rope_reaches_as_far_as_max_sequence_length(scaling, longest, context):
+    """As Vicuna 1.5 16k is published: 4,096 positions, linear by 4, max_sequence_length 16,384."""
+    hf = {"max_position_embeddings": 4096, "rope_scaling": scaling, "max_sequence_length": longest}
+    assert config_from_hf(LLAMA_31_8B | hf).max_position == context
+
+
+def test_dual_chunk_attention_is_served_within_its_first_chunk():
+    hf = {key: value for key, value in LLAMA_31_8B.items() if key != "mlp_bias"}
+    hf |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_scaling": None}
+    chunks = {"chunk_size": 262_144, "local_size": 8192, "original_max_position_embeddings": 262_144}
+    long = hf | {"max_position_embeddings": 1_010_000, "dual_chunk_attention_config": chunks}
+    assert config_from_hf(long).max_position == 253_952

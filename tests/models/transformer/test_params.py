@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from flexjax.causal_lm import find_family
+from flexjax.causal_lm import families, family_of_directory, find_family
+from flexjax.model_files import read_json
 from models import transformer
-from models.transformer import Layer, Rope, TransformerConfig
+from models.transformer import Layer, Rope, TransformerConfig, hf_published, params
 
 GOLDEN = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/config.json"))
 FILE = "model.safetensors"
@@ -55,6 +57,25 @@ def test_the_entry_points_lead_here():
     for folder in GOLDEN:
         architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
         assert find_family(architecture) is transformer
+
+
+def test_a_directory_without_architectures_leads_here(edit):
+    folder = edit("qwen3", lambda tensors: tensors)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(without(config, "architectures")))
+    assert family_of_directory(folder)[0] is transformer
+    assert_same(transformer.load(folder, dtype=jnp.float32), transformer.load(golden("qwen3"), dtype=jnp.float32))
+    for fields in ({"model_type": "falcon"}, {}, {"architectures": ["A", "B"]}, {"architectures": "A"}):
+        (folder / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="exactly one entry in 'architectures', or none and a 'model_type' among"):
+            family_of_directory(folder)
+
+
+def test_every_class_that_is_read_is_registered():
+    declared = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["entry-points"]
+    registered = {name for name, value in declared["flexjax.models"].items() if value == "models.transformer"}
+    assert registered == {*hf_published.PUBLISHED, *hf_published.WRAPPERS, *hf_published.SPELLINGS}
+    assert registered <= families().keys(), "the project is not installed as it stands: run `make setup`"
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
@@ -115,6 +136,57 @@ def test_a_tied_head_may_be_stored_twice_but_not_differ(edit, tmp_path):
     untied = edit("qwen3", lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"] + 1})
     with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
         transformer.load(untied, dtype=jnp.float32)
+
+
+def without(tensors: dict, name: str) -> dict:
+    return {n: value for n, value in tensors.items() if n != name}
+
+
+def test_a_tied_head_may_be_all_that_is_stored(edit):
+    def only_head(tensors):
+        return without(tensors, "model.embed_tokens.weight") | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+
+    assert_same(
+        transformer.load(edit("qwen3", only_head), dtype=jnp.float32),
+        transformer.load(golden("qwen3"), dtype=jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("missing", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_an_untied_model_needs_both(edit, missing):
+    folder = edit("llama2", lambda tensors: without(tensors, missing))
+    with pytest.raises(ValueError, match=rf"{missing} .* is missing \(.* must say tie_word_embeddings = true\)"):
+        transformer.load(folder, dtype=jnp.float32)
+
+
+def wrapped(tensors: dict, layout: str) -> dict:
+    """The tensors as transformers writes those of a language model with vision before and since 4.52."""
+    beside = {"vision_tower.x.weight": np.ones(3, np.uint8), "multi_modal_projector.y": np.ones((2, 2), np.float16)}
+    if layout == "older":
+        return {f"language_model.{name}": value for name, value in tensors.items()} | beside
+    inside = {name.replace("model.", "model.language_model.", 1): value for name, value in tensors.items()}
+    return inside | {f"model.{name}": value for name, value in beside.items()}
+
+
+@pytest.mark.parametrize("layout", ["older", "newer"])
+def test_a_language_model_inside_a_class_with_vision(edit, layout, monkeypatch):
+    monkeypatch.setattr(params, "family_of_directory", lambda folder: (None, read_json(Path(folder) / "config.json")))
+    folder = edit("gemma3", lambda tensors: wrapped(tensors, layout))
+    text = json.loads((folder / "config.json").read_text())
+    del text["architectures"]
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    (folder / "config.json").write_text(json.dumps(outer))
+    assert_same(transformer.load(folder, dtype=jnp.float32), transformer.load(golden("gemma3"), dtype=jnp.float32))
+
+
+def test_a_tensor_stored_under_both_layouts_is_refused(edit, monkeypatch):
+    monkeypatch.setattr(params, "family_of_directory", lambda folder: (None, read_json(Path(folder) / "config.json")))
+    folder = edit("gemma3", lambda tensors: wrapped(tensors, "older") | wrapped(tensors, "newer"))
+    text = json.loads((folder / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (folder / "config.json").write_text(json.dumps(outer))
+    with pytest.raises(ValueError, match="hold model.* twice, as language_model.* and as model.language_model"):
+        transformer.load(folder, dtype=jnp.float32)
 
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
