@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from flexjax.files import local
 from flexjax.refusal import Refusal
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -32,6 +33,7 @@ def home() -> Path:
 
 def load(path: str) -> ConfigDict:
     """What `get_config` of the file returns; `PATH:ARG` gives it ARG. Refusal names the files that ship."""
+    local(path, "A config file")
     file, _, argument = path.partition(":")
     found = next((p for p in (Path(file), home() / file) if p.is_file()), None)
     if found is None:

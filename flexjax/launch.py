@@ -27,7 +27,7 @@ from ml_collections import config_dict, config_flags
 from rich.console import Console
 
 from flexjax import config as config_lib
-from flexjax import jobs
+from flexjax import files, jobs
 from flexjax.config_file import Launch, home, listed, load, shipped, split
 from flexjax.hardware import distributed, flag_check, platforms, xla_flags
 from flexjax.refusal import Refusal
@@ -81,8 +81,7 @@ def _run(args: list[str]) -> int:
 
     name = Path(values["config"].value.partition(":")[0]).stem
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    workdir = Path(values["workdir"].value or f"runs/{now}-{name}")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = files.make_folder(values["workdir"].value or f"runs/{now}-{name}", "The workdir")
     if launch.distributed:
         distributed.join()
     _log_devices(launch.job, workdir)

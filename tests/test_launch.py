@@ -184,3 +184,25 @@ def test_every_config_that_ships_is_accepted(path):
     job = importlib.import_module(f"flexjax.jobs.{mine['job']}")
     config_lib.complete(launch.Launch, mine)
     config_lib.complete(job.Config, others)
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/runs", "s3://bucket", "file:///runs"])
+def test_a_workdir_that_is_a_url_is_refused_and_makes_no_folder(note, tmp_path, capsys, workdir):
+    before = sorted(tmp_path.rglob("*"))
+    assert launch.run([f"--config={note}", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert f"must be a path of this machine; got {workdir}" in said and "Traceback" not in said
+    assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+def test_a_config_that_is_a_url_is_refused(note, capsys):
+    assert launch.run(["--config=gs://bucket/a.py"]) == 2
+    assert "A config file must be a path of this machine; got gs://bucket/a.py" in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_in_a_line(note, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert launch.run([f"--config={note}", f"--workdir={workdir}"]) == 2
+        said = capsys.readouterr().err
+        assert "error: The workdir" in said and "cannot be made" in said and "Traceback" not in said

@@ -37,7 +37,7 @@ from flexjax.bench.report import print_table, records_of, write_report
 from flexjax.bench.validity import limits_met
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
-from flexjax.records import append, environment, to_json, write_json
+from flexjax.records import append, environment, prepare, to_json, write_json
 from flexjax.refusal import Refusal
 
 
@@ -120,6 +120,7 @@ def run(config: Config, workdir: Path) -> int:
 
     Each run's row is stored as soon as it is over, so that a crash loses at most the one in flight.
     """
+    prepare(workdir / "results.parquet")
     compile_cache.enable()
     kernels.forget()  # So that the bodies named are those of this job.
     console = Console(highlight=False)

@@ -89,6 +89,7 @@ class Result:
 def run(config: Config, workdir: Path) -> int:
     if jax.default_backend() != "cpu":
         raise Refusal(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     kernels.forget()
     console = Console()
@@ -99,8 +100,8 @@ def run(config: Config, workdir: Path) -> int:
     used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     console.print(f"Bodies: {used}", markup=False)
     record = _record(config, results, used, began)
-    store.append(workdir / "results.parquet", [record])
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
     return 0
 
 

@@ -1,6 +1,5 @@
 """Times every body of every op against the op's own limit: its bytes or its operations, as this machine does them."""
 
-import csv
 import dataclasses
 import datetime
 import importlib
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flexjax import kernels
+from flexjax import files, kernels
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.kernels.case import Case, can_serve
@@ -65,6 +64,7 @@ def timed_ops() -> list[str]:
 
 
 def run(config: Config, workdir: Path) -> int:
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     console = Console()
     cases = [case for op in config.ops or timed_ops() for case in _cases(op) if config.shapes in case.shape]
@@ -97,8 +97,8 @@ def run(config: Config, workdir: Path) -> int:
         console.print(f"• {op}: too large to be timed here (over {config.most_s:g} s a step): {names}.", markup=False)
     _write(workdir / "kernels.csv", results)
     record = _record(config, results, machine, began)
-    store.append(workdir / "results.parquet", [record])
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
     return 0
 
 
@@ -139,14 +139,13 @@ def _print(console: Console, results: Sequence[Result], machine: Limits) -> None
 
 
 def _write(path: Path, results: Sequence[Result]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = ("op", "shape", "body", "median_s", "low_s", "high_s", "moved_bytes", "operations", "limit_s", "bound")
-        writer.writerow(names)
-        for r in results:
-            case, t = r.case, r.reading
-            row = (case.op, case.shape, case.body, t.median, t.low, t.high, case.moved_bytes, case.operations)
-            writer.writerow([*row, r.limit_s, r.bound])
+    names = ("op", "shape", "body", "median_s", "low_s", "high_s", "moved_bytes", "operations", "limit_s", "bound")
+    rows = []
+    for r in results:
+        case, t = r.case, r.reading
+        row = (case.op, case.shape, case.body, t.median, t.low, t.high, case.moved_bytes, case.operations)
+        rows.append((*row, r.limit_s, r.bound))
+    files.write_csv(path, names, rows)
 
 
 def _record(config: Config, results: Sequence[Result], machine: Limits, began: str) -> Record:

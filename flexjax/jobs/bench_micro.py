@@ -1,6 +1,5 @@
 """Measures what this machine reaches: matrix products by dtype, memory, collectives, dispatch."""
 
-import csv
 import dataclasses
 import datetime
 import re
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from flexjax import files
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
@@ -40,6 +40,7 @@ class Config:
 
 
 def run(config: Config, workdir: Path) -> int:
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     running = chips.detect()
     dtypes = config.dtypes or tuple(running.chip.peak if running.chip else ()) or DTYPES
@@ -65,8 +66,8 @@ def run(config: Config, workdir: Path) -> int:
         console.print(f"• {line}", style="yellow", markup=False)
     _write(workdir / "micro.csv", readings, running)
     record = _record(config, readings, began)
-    store.append(workdir / "results.parquet", [record])
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
     return 0
 
 
@@ -127,15 +128,15 @@ def _short_of_goal(readings: Sequence[Reading], running: chips.Running) -> list[
 
 
 def _write(path: Path, readings: dict[str, list[Reading]], running: chips.Running) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["group", "name", "kind", "work", "median_s", "low_s", "high_s", "of_best", "of_table"])
-        for name, group in readings.items():
-            for r in group:
-                rated = r.probe.work > 0
-                peak = published(r, running) if rated else None
-                shares = [r.rate / best(r, group) if rated else "", "" if peak is None else r.rate / peak]
-                writer.writerow([name, r.probe.name, r.probe.kind, r.probe.work, r.median, r.low, r.high, *shares])
+    rows = []
+    for name, group in readings.items():
+        for r in group:
+            rated = r.probe.work > 0
+            peak = published(r, running) if rated else None
+            shares = [r.rate / best(r, group) if rated else "", "" if peak is None else r.rate / peak]
+            rows.append([name, r.probe.name, r.probe.kind, r.probe.work, r.median, r.low, r.high, *shares])
+    header = ("group", "name", "kind", "work", "median_s", "low_s", "high_s", "of_best", "of_table")
+    files.write_csv(path, header, rows)
 
 
 def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> Record:

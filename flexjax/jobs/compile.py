@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flexjax import causal_lm, kernels
+from flexjax import causal_lm, files, kernels
 from flexjax.causal_lm import CausalLM, Family
 from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
@@ -52,6 +52,7 @@ class Config:
 
 def run(config: Config, workdir: Path) -> int:
     """0 where everything fits, else 1."""
+    store.prepare(workdir / "results.parquet")
     console = Console()
     family, hf = causal_lm.family_of(config.model)
     kernels.forget()
@@ -102,7 +103,8 @@ def _serving(
     _print_found(console, found, batch, context)
     if largest.fits:
         figure = report.plot(pictured, budget, f"{name} on {config.chip} {config.topology}, {bits}")
-        figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
+        with files.replacing(workdir / "fits.png", "wb") as file:
+            figure.savefig(file, format="png", dpi=150, facecolor="white")
     unfit = [r for r in reports if not r.fits]
     if unfit:
         worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))

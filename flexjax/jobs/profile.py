@@ -1,6 +1,5 @@
 """Where a decoding step's time goes: the device alone against the whole engine, in alternating rounds."""
 
-import csv
 import dataclasses
 import statistics
 import time
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from flexjax import files
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.engine.scheduler import Chunk, Plan
 from flexjax.engine.sequence import Sequence, Status
@@ -100,10 +100,8 @@ def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
 
 
 def _write(rounds: list[Round], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["device_ms", "engine_ms", "busy_host_ms", "overhead"])
-        writer.writerows([r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead] for r in rounds)
+    header = ("device_ms", "engine_ms", "busy_host_ms", "overhead")
+    files.write_csv(path, header, [(r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead) for r in rounds])
 
 
 def _print(rounds: list[Round], config: Config) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flexjax import causal_lm
+from flexjax import causal_lm, files
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
@@ -100,7 +100,7 @@ def run(config: Config, workdir: Path) -> int:
         finding = search(evaluator, factors, config.search, report)
     today = datetime.date.today().isoformat()
     path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
-    path.write_text(set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
+    files.write_text(path, set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
     xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
     _print(console, config, finding, evaluator, path)
     return 0

@@ -127,6 +127,23 @@ def test_a_sweep_that_is_cut_off_keeps_the_points_that_had_ended(folder, monkeyp
     assert len({r.columns["technique.sweep_point"] for r in records.read(folder / "w" / "results.parquet")}) == 4
 
 
+def test_a_torn_note_or_record_repeats_its_point(folder):
+    sweep.run(CONFIG, folder / "w")
+    ran()
+    notes = sorted((folder / "w" / "points").glob("*/point.json"))
+    notes[0].write_text(notes[0].read_text()[:20])
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 1
+
+    notes[0].unlink()
+    Path("launcher.py").write_text(LAUNCHER + '(workdir / "record.json").write_text("[{")')
+    assert sweep.run(CONFIG, folder / "w") == 1
+    assert json.loads(notes[0].read_text())["status"] == 1
+    Path("launcher.py").write_text(LAUNCHER)
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 2
+
+
 def test_points_that_resolve_to_the_same_run_once(folder):
     same = dataclasses.replace(CONFIG, grid=(("output_tokens", (8, 8)), ("rounds", (1,))))
     assert sweep.run(same, folder / "w") == 0

@@ -19,7 +19,7 @@ from flexjax.config import from_config_dict
 from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
-from flexjax.train import corpus
+from flexjax.train import corpus, digests
 from flexjax.train.corpus import Document
 from flexjax.train.loop import read_log
 from models import transformer
@@ -152,15 +152,18 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-    """From the start, and from the state that one process left; four devices each, and files from process 0."""
+    """From the start, and from the states that one process left, the last of them cut: both take the one before it. Four
+    devices each, and files from process 0."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     run_on_eight_devices(1, one)
     shutil.copytree(one, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "4")
+    (resumed / "checkpoints" / "4" / "default" / "manifest.ocdbt").write_bytes(b"")
     two.mkdir()
     first, second = run_on_eight_devices(2, two, resumed)
     assert "starting at step 2" in first and "starting at step" not in second
+    assert (resumed / "checkpoints" / "4.unreadable").is_dir()
     for workdir in (two, resumed):
+        assert digests.fault(workdir / "checkpoints" / "4") == ""
         rows, wanted = read_log(workdir / "loss.csv"), read_log(one / "loss.csv")
         np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in wanted], rtol=1e-6)
         # Sums over processes in another order; a step is 3e-3 long.
