@@ -152,8 +152,8 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-    """From the start, and from the states that one process left, the last of them cut: both take the one before it. Four
-    devices each, and files from process 0."""
+    """From the start, and from the states that one process left, of which the last is cut, so that both take the one
+    before; four devices each, and files from process 0."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     run_on_eight_devices(1, one)
     shutil.copytree(one, resumed)
