@@ -28,7 +28,7 @@ from rich.console import Console
 
 from flexjax import config as config_lib
 from flexjax import files, jobs
-from flexjax.config_file import Launch, home, listed, load, shipped, split
+from flexjax.config_file import Launch, listed, load, shipped, split
 from flexjax.hardware import distributed, flag_check, platforms, xla_flags
 from flexjax.refusal import Refusal
 
@@ -68,7 +68,7 @@ def _run(args: list[str]) -> int:
     launch = config_lib.from_config_dict(Launch, _override(Launch, mine, early))
     if launch.xla_flags:
         # Before the job, and with it JAX, is imported.
-        flags_of_set = xla_flags.load(launch.xla_flags, home() / "xla_flags")
+        flags_of_set = xla_flags.load(launch.xla_flags)
         flag_check.check(flags_of_set)
         xla_flags.apply(flags_of_set)
     platforms.cpu_unless_accelerated()

@@ -12,12 +12,12 @@ import dataclasses
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from tokenizers import Tokenizer
 
+from flexjax import shipped
 from flexjax.bench.result import StartUp
 from flexjax.bench.target import TargetStats
 from flexjax.engine.request import FinishReason, Request, TokenEvent
@@ -238,7 +238,8 @@ class _Stream:
 
 
 def _load_tokenizer(path: str) -> Tokenizer:
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    there = shipped.model(path)
+    file = there / "tokenizer.json" if there.is_dir() else there
     if not file.is_file():
         raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
     return Tokenizer.from_file(str(file))

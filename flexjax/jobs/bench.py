@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from flexjax import kernels
+from flexjax import kernels, shipped
 from flexjax.bench import (
     BenchResult,
     EngineTarget,
@@ -315,7 +315,7 @@ def _stock_config(config: Config, side: SideConfig) -> StockConfig:
 
 def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
     """The tokenizer of the model directory, and how many tokens a request may have on every side."""
-    directory = Path(config.model)
+    directory = shipped.model(config.model)
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise Refusal(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flexjax import causal_lm, files
+from flexjax import causal_lm, files, shipped
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.records import environment
@@ -124,8 +124,9 @@ def _blocks(kernel: str) -> list[Factor]:
 
 
 def _measured(config: Config) -> tuple[Evaluator, str]:
-    family, _ = causal_lm.family_of_directory(config.model)
-    model = family.load(config.model, dtype=jnp.dtype(config.engine.dtype))
+    directory = shipped.model(config.model)
+    family, _ = causal_lm.family_of_directory(directory)
+    model = family.load(directory, dtype=jnp.dtype(config.engine.dtype))
     backend = jax.default_backend()
     program = decode_program(model, config.engine, context=config.context, backend=backend)
     evaluator = MeasuredStep(model, program, context=config.context, rounds=config.rounds, dispatches=config.dispatches)

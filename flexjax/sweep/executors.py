@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
-from flexjax.config_file import home
 from flexjax.files import write_bytes, write_text
 from flexjax.refusal import Refusal
+from flexjax.shipped import home
 
 
 @dataclasses.dataclass(frozen=True)
