@@ -149,7 +149,7 @@ class TensorToWrite:
 def write_checkpoint(directory: str | Path, tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> None:
     """Writes one `model.safetensors`, or shards and an index when there is more than `max_shard_bytes`.
 
-    All files take their names together, when the last is written: until then the weights of an earlier save stay.
+    No file takes its name before the last is written: until then the weights of an earlier save stay.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

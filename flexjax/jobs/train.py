@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flexjax import shipped
+from flexjax import files, shipped
 from flexjax.causal_lm import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.refusal import Refusal
@@ -58,6 +58,7 @@ def run(config: Config, workdir: Path) -> int:
 
     Several processes need a workdir on a file system that they share.
     """
+    files.make_folder(workdir, "The workdir")
     mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()

@@ -32,7 +32,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         handler = ocp.StandardCheckpointHandler()
-        self._directory = Path(directory).resolve()
+        self._directory = files.make_folder(directory, "The folder of checkpoints").resolve()
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handler)
 
     @property
@@ -115,9 +115,12 @@ class Checkpoints:
         """Renames the states with a fault, in whose place new ones are kept later."""
         faults = {step: fault for step, fault in faults.items() if fault}
         for step, fault in faults.items():
-            _say(f"The state of step {step} cannot be read: {fault}. Going on from step {taken}.")
             if jax.process_index() == 0:
-                files.set_aside(self._directory / str(step))
+                aside = files.set_aside(self._directory / str(step))
+                logging.warning(
+                    "The state of step %d cannot be read: %s. Going on from step %d; its files are now in %s.",
+                    *(step, fault, taken, aside),
+                )
         if faults:
             multihost_utils.sync_global_devices("unreadable states are set aside")
             self._manager.reload()

@@ -9,15 +9,15 @@ from jaxtyping import Array, Bool
 _LISTED = 3
 
 
-@jax.jit
-def _finite(arrays: list[Array]) -> list[Bool[Array, ""]]:
-    return [jnp.isfinite(array).all() for array in arrays]
+@jax.jit  # An array at a time: one program for each shape, where one of all takes long to compile.
+def _finite(array: Array) -> Bool[Array, ""]:
+    return jnp.isfinite(array).all()
 
 
 def not_finite(state: Any) -> str:
     """The arrays of `state` that hold a NaN or an infinity, by name: "params/embedding and 3 more"; empty for none.
 
-    One program on the devices that hold the state, in every process that does, and one transfer of a flag an array.
+    Runs on the devices that hold the state, in every process that does; a flag an array is brought to the host, once.
     """
     leaves, _ = jax.tree.flatten_with_path(state)
     floats = {
@@ -25,7 +25,7 @@ def not_finite(state: Any) -> str:
         for path, leaf in leaves
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
-    flags = jax.device_get(_finite(list(floats.values())))
+    flags = jax.device_get([_finite(array) for array in floats.values()])
     names = [name for name, flag in zip(floats, flags, strict=True) if not flag]
     more = f" and {len(names) - _LISTED} more of {len(floats)}" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

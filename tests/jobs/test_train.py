@@ -1,6 +1,7 @@
 """The train job: a directory that any tool can load, a resumable workdir, refusals that help."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import socket
@@ -15,10 +16,12 @@ import orbax.checkpoint as ocp
 import pytest
 from devices import REPOSITORY, environment
 
+from flexjax import safetensors_io
 from flexjax.config import from_config_dict
 from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
+from flexjax.refusal import Refusal
 from flexjax.train import corpus, digests
 from flexjax.train.corpus import Document
 from flexjax.train.loop import read_log
@@ -94,6 +97,26 @@ def test_another_vocabulary_size_is_refused(config, tmp_path):
     train.run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4)), tmp_path)
     with pytest.raises(ValueError, match="has 300 tokens and config.vocab_size is 301"):
         train.run(dataclasses.replace(config, vocab_size=301), tmp_path)
+
+
+def test_a_workdir_that_is_a_url_is_refused_and_makes_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="must be a path of this machine; got gs:/bucket/run"):
+        train.run(config, Path("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_export_before_as_it_was(config, tmp_path, monkeypatch):
+    train.run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4)), tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def write(file, tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors_io, "_write", write)
+    with pytest.raises(OSError, match=r"No space left on device: .*model\.safetensors'"):
+        train.run(config, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
 def test_exactly_one_architecture(config, tmp_path):

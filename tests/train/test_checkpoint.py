@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flexjax import files
 from flexjax.refusal import Refusal
 from flexjax.train import digests
 from flexjax.train.checkpoint import Checkpoints
@@ -106,13 +107,23 @@ def test_a_state_that_cannot_be_read_gives_way_to_the_one_before(two_states, tmp
     restored = checkpoints.restore(state(0))
     np.testing.assert_array_equal(restored["params"]["w"], state(1)["params"]["w"])
     assert checkpoints.latest_step == 1
-    assert "The state of step 2 cannot be read: " in caplog.text and "Going on from step 1." in caplog.text
+    assert "The state of step 2 cannot be read: " in caplog.text and "Going on from step 1;" in caplog.text
     assert ("has no sha256sums.txt" in caplog.text) is not digested
     assert (tmp_path / "2.unreadable").is_dir()
 
     checkpoints.save(2, state(2.5))  # In its place.
     restored = Checkpoints(tmp_path).restore(state(0))
     np.testing.assert_array_equal(restored["params"]["w"], state(2.5)["params"]["w"])
+
+
+def test_a_kill_while_the_digests_are_written_loses_nothing(two_states, tmp_path, caplog):
+    shutil.copytree(two_states, tmp_path, dirs_exist_ok=True)
+    names = tmp_path / "2" / digests.NAME
+    names.rename(names.with_name(names.name + files.PARTIAL))
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(state(0))
+    np.testing.assert_array_equal(restored["params"]["w"], state(2)["params"]["w"])
+    assert "step 2 has no sha256sums.txt, so that flipped bits in it are not found" in caplog.text
 
 
 def test_where_no_state_can_be_read_each_is_named_and_left(two_states, tmp_path):
