@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 
@@ -49,10 +49,11 @@ def run(config: Config, workdir: Path) -> int:
         "Collectives": lambda: collectives(config.collectives_kib),
         "Dispatch": dispatch,
     }
-    readings = {
-        name: list(measure(list(probes()), config.rounds, config.round_s))
-        for name, probes in track(groups.items(), "Measuring")
-    }
+    readings: dict[str, list[Reading]] = {}
+    with Progress(len(groups)) as progress:
+        for name, probes in groups.items():
+            readings[name] = list(measure(list(probes()), config.rounds, config.round_s))
+            progress.done(f"{name}, {len(readings[name])} measured")
     console = Console()
     kind = environment.cpu()["system.cpu.model"] if running.device_kind == "cpu" else running.device_kind
     console.print(f"{running.units} × {kind} (measured, {config.rounds} rounds)", markup=False)
@@ -64,9 +65,10 @@ def run(config: Config, workdir: Path) -> int:
     for line in _short_of_goal(readings["Matrix products"], running):
         console.print(f"• {line}", style="yellow", markup=False)
     _write(workdir / "micro.csv", readings, running)
-    record = _record(config, readings, began)
+    record = _record(config, readings, began, progress.fault)
     store.append(workdir / "results.parquet", [record])
     store.write_json(workdir / "record.json", [record])
+    progress.close()
     return 0
 
 
@@ -138,7 +140,7 @@ def _write(path: Path, readings: dict[str, list[Reading]], running: chips.Runnin
                 writer.writerow([name, r.probe.name, r.probe.kind, r.probe.work, r.median, r.low, r.high, *shares])
 
 
-def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> Record:
+def _record(config: Config, readings: dict[str, list[Reading]], began: str, fault: str) -> Record:
     columns = {}
     units = {"Matrix products": "gop_per_s", "Dispatch": "us"}
     for name, group in readings.items():
@@ -149,7 +151,7 @@ def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> R
             columns[f"{column}_{unit}"] = 1e6 * r.median if name == "Dispatch" else r.rate / 1e9
     return Record.of(
         {
-            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began),
+            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
             **columns,
             "metrics.kind": "measured",
         }
