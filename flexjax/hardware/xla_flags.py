@@ -8,10 +8,10 @@ Blank lines and further comments are free. An empty set is a file of comments.
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping
 
 from flexjax.hardware import chips
+from flexjax.hardware.platforms import jax_started
 from flexjax.refusal import Refusal
 from flexjax.shipped import absent, found, home
 
@@ -114,7 +114,7 @@ def apply(flag_set: FlagSet) -> None:
 
     Raises Refusal once JAX has started a backend, because the flags would then be ignored.
     """
-    if _jax_started():
+    if jax_started():
         raise Refusal(
             f"XLA flags must be set before JAX starts its first backend, and it has started; the set "
             f"{flag_set.name!r} would be ignored. Apply it before the first use of JAX."
@@ -132,8 +132,3 @@ def as_text(options: Mapping[str, bool | int | float | str] | None) -> str:
     """Options that are given to single compiles, in the form of flags; for the record."""
     plain = {name: str(value).lower() if isinstance(value, bool) else value for name, value in (options or {}).items()}
     return " ".join(f"--{name}={value}" for name, value in plain.items())
-
-
-def _jax_started() -> bool:
-    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public question for this.
-    return bridge is not None and bridge.backends_are_initialized()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from flexjax import files
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 
@@ -50,10 +50,11 @@ def run(config: Config, workdir: Path) -> int:
         "Collectives": lambda: collectives(config.collectives_kib),
         "Dispatch": dispatch,
     }
-    readings = {
-        name: list(measure(list(probes()), config.rounds, config.round_s))
-        for name, probes in track(groups.items(), "Measuring")
-    }
+    readings: dict[str, list[Reading]] = {}
+    with Progress(len(groups)) as progress:
+        for name, probes in groups.items():
+            readings[name] = list(measure(list(probes()), config.rounds, config.round_s))
+            progress.done(f"{name}, {len(readings[name])} measured")
     console = Console()
     kind = environment.cpu()["system.cpu.model"] if running.device_kind == "cpu" else running.device_kind
     console.print(f"{running.units} × {kind} (measured, {config.rounds} rounds)", markup=False)
@@ -65,9 +66,10 @@ def run(config: Config, workdir: Path) -> int:
     for line in _short_of_goal(readings["Matrix products"], running):
         console.print(f"• {line}", style="yellow", markup=False)
     _write(workdir / "micro.csv", readings, running)
-    record = _record(config, readings, began)
+    record = _record(config, readings, began, progress.fault)
     store.write_json(workdir / "record.json", [record])
     store.append(workdir / "results.parquet", [record])
+    progress.close()
     return 0
 
 
@@ -139,7 +141,7 @@ def _write(path: Path, readings: dict[str, list[Reading]], running: chips.Runnin
     files.write_csv(path, header, rows)
 
 
-def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> Record:
+def _record(config: Config, readings: dict[str, list[Reading]], began: str, fault: str) -> Record:
     columns = {}
     units = {"Matrix products": "gop_per_s", "Dispatch": "us"}
     for name, group in readings.items():
@@ -150,7 +152,7 @@ def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> R
             columns[f"{column}_{unit}"] = 1e6 * r.median if name == "Dispatch" else r.rate / 1e9
     return Record.of(
         {
-            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began),
+            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
             **columns,
             "metrics.kind": "measured",
         }

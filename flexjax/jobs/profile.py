@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from flexjax import files
@@ -16,6 +15,7 @@ from flexjax.engine.scheduler import Chunk, Plan
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.text import TextStream
 from flexjax.hardware import compile_cache
+from flexjax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +48,19 @@ def run(config: Config, workdir: Path) -> int:
     size = config.engine.max_num_seqs
     prompts = rng.integers(1, engine.runner.vocab_size, (size, config.prompt_tokens))
     prompts = [tuple(row) for row in prompts.tolist()]
-    rounds = []
-    for i in track(range(config.rounds + 1), "Alternating device and engine"):
-        device_ms = _device_round(engine, prompts, config)
-        one = Round(device_ms, *_engine_round(engine, prompts, config))
-        if i:  # The first warms up.
-            rounds.append(one)
-    _write(rounds, workdir / "profile.csv")
-    _print(rounds, config)
+    rounds: list[Round] = []
+    with Progress(config.rounds + 1) as progress:
+        for i in range(config.rounds + 1):
+            device_ms = _device_round(engine, prompts, config)
+            one = Round(device_ms, *_engine_round(engine, prompts, config))
+            if i:  # The first warms up.
+                rounds.append(one)
+            which = f"round {i} of {config.rounds}" if i else "warming up"
+            progress.done(f"{which}: a step takes the device {one.device_ms:.3f}, the engine {one.engine_ms:.3f} ms")
+    if rounds:
+        _write(rounds, workdir / "profile.csv")
+        _print(rounds, config)
+    progress.close()
     return 0
 
 

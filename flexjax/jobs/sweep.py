@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flexjax import config_file, files
+from flexjax.progress import Progress
 from flexjax.records import Record, append, prepare, read, read_json, to_json, write_json
 from flexjax.refusal import Refusal
 from flexjax.sweep import EXECUTORS, ExecutorConfig, Outcome, Point, Task, grid, resolve
@@ -42,17 +42,15 @@ def run(config: Config, workdir: Path) -> int:
     console.print(f"{len(points)} points, {len(points) - len(todo)} of them finished before", style="dim")
     by_key = {point.key: point for point in todo}
     tasks = [Task(point.key, point.config_file, _folder(workdir, point)) for point in todo]
-    columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        Progress(len(tasks)) as progress,
         closing(EXECUTORS[config.executor.kind](tasks, config.executor)) as outcomes,
     ):
-        shown = bar.add_task("", total=len(tasks))
         for outcome in outcomes:
             _keep(workdir, by_key[outcome.task.key], outcome)
-            bar.advance(shown)
-            console.print(_line(by_key[outcome.task.key], outcome), markup=False, soft_wrap=True)
+            progress.done(_line(by_key[outcome.task.key], outcome))
     _print_table(console, workdir, points, config)
+    progress.close()
     return 0 if all(_is_finished(workdir, point) for point in points) else 1
 
 

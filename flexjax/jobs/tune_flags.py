@@ -15,9 +15,11 @@ from rich.table import Table
 from flexjax import causal_lm, files, shipped
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
+from flexjax.progress import Progress
 from flexjax.records import environment
 from flexjax.refusal import Refusal
 from flexjax.tune import (
+    AGAIN,
     CompiledKernel,
     CompiledStep,
     Cost,
@@ -92,12 +94,19 @@ def run(config: Config, workdir: Path) -> int:
         writer.writerow(["phase", "candidate", *(f.name for f in dataclasses.fields(Cost)), "reason"])
 
         def report(trial: Trial) -> None:
-            _say(console, trial)
+            progress.done(f"{trial.phase:8} {describe(trial.candidate)}  {figure(trial)}")
             figures = dataclasses.astuple(trial.cost) if trial.cost else ("",) * len(dataclasses.fields(Cost))
             writer.writerow([trial.phase, describe(trial.candidate), *figures, trial.reason])
             file.flush()  # A flag may take the compiler, and with it this process, down.
 
-        finding = search(evaluator, factors, config.search, report)
+        most = sum(len(factor.values) for factor in factors) + config.search.trials + AGAIN
+        finding = None
+        with Progress(most, at_most=True) as progress:
+            finding = search(evaluator, factors, config.search, report)
+    if finding is None:  # Ended early: a set of half the trials would be none.
+        console.print(f"The trials so far: {workdir / 'trials.csv'}", markup=False, soft_wrap=True)
+        progress.close()
+    assert finding is not None
     today = datetime.date.today().isoformat()
     path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
     files.write_text(path, set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
@@ -160,10 +169,6 @@ def _kernel(config: Config) -> tuple[Evaluator, str]:
     compiled = CompiledKernel(op, shape, chip.name)
     where = f"one {chip.full_name}, libtpu {environment.version('libtpu')}; moving its bytes alone takes"
     return compiled, f"{where} {compiled.least:.4g} µs"
-
-
-def _say(console: Console, trial: Trial) -> None:
-    console.print(f"  {trial.phase:8} {describe(trial.candidate)}  {figure(trial)}", markup=False, soft_wrap=True)
 
 
 def _print(console: Console, config: Config, finding: Finding, evaluator: Evaluator, path: Path) -> None:

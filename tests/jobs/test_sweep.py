@@ -70,6 +70,29 @@ def ran() -> list[int]:
     return found
 
 
+def test_an_interrupted_sweep_shows_what_has_ended_and_goes_on(folder, capsys, monkeypatch):
+    real, kept = sweep._keep, []
+
+    def keep(*args):
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(args)
+        real(*args)
+
+    monkeypatch.setattr(sweep, "_keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(CONFIG, folder / "w")
+    printed = capsys.readouterr().out
+    assert "[2/4] " in printed and " left\n" in printed
+    assert "Interrupted after 2 of 4 parts; what is done is kept." in printed
+    assert printed.count("not run") == 2
+    assert len(json.loads((folder / "w" / "record.json").read_text())) == 4  # Two of each point.
+    ran()
+    monkeypatch.setattr(sweep, "_keep", real)
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 2
+
+
 def test_every_point_runs_once_and_its_records_come_together(folder, capsys):
     assert sweep.run(CONFIG, folder / "w") == 0
     assert ran() == [8, 8, 16, 16]
