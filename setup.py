@@ -8,8 +8,9 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-# Opened by path, never imported: a wheel puts them under <environment>/share/flexjax.
+# Opened by path, never imported: a wheel holds them, once, under flexjax/share (flexjax/shipped.py).
 SHARED_FOLDERS = ["configs", "xla_flags", "models/weights"]
 
 
@@ -21,6 +22,23 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         # Loaded by ctypes, so the name carries no Python version; `cpu.so` would hide `cpu.py`.
         return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+
+class BuildShared(build_py):
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # A checkout has them where they are.
+            for source, target in self._shared().items():
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *map(str, self._shared().values())]
+
+    def _shared(self) -> dict[Path, Path]:
+        """Each file that ships beside the code, and where it is built."""
+        files = [f for folder in SHARED_FOLDERS for f in sorted(Path(folder).rglob("*")) if f.is_file()]
+        return {f: Path(self.build_lib, "flexjax", "share", f) for f in files if "__pycache__" not in f.parts}
 
 
 def native_kernels() -> list[Extension]:
@@ -44,13 +62,4 @@ def native_kernels() -> list[Extension]:
     ]
 
 
-def shared_files() -> list[tuple[str, list[str]]]:
-    files = [f for folder in SHARED_FOLDERS for f in sorted(Path(folder).rglob("*")) if f.is_file()]
-    files = [f for f in files if "__pycache__" not in f.parts]
-    return [
-        (f"share/flexjax/{folder}", [str(f) for f in files if f.parent == folder])
-        for folder in {f.parent for f in files}
-    ]
-
-
-setup(ext_modules=native_kernels(), cmdclass={"build_ext": BuildNative}, data_files=shared_files())
+setup(ext_modules=native_kernels(), cmdclass={"build_ext": BuildNative, "build_py": BuildShared})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexjax.engine import LLM, EngineConfig, RequestOutput, SamplingParams
 
+from flexjax.hardware import platforms
 from flexjax.refusal import Refusal, Unsupported
 
 __all__ = ["LLM", "EngineConfig", "RequestOutput", "SamplingParams", "Refusal", "Unsupported"]
@@ -17,5 +18,6 @@ __all__ = ["LLM", "EngineConfig", "RequestOutput", "SamplingParams", "Refusal", 
 def __getattr__(name: str) -> Any:
     # On first use, not on import: the launcher must set XLA flags before anything imports JAX.
     if name in __all__:
+        platforms.cpu_unless_accelerated()
         return getattr(importlib.import_module("flexjax.engine"), name)
     raise AttributeError(f"module 'flexjax' has no attribute {name!r}")

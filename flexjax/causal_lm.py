@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flexjax import shipped
+from flexjax.files import local
 from flexjax.model_files import read_json
 from flexjax.refusal import Refusal
 
@@ -219,13 +221,14 @@ def published_sizes() -> dict[str, tuple[Family, Mapping[str, Any]]]:
 
 def family_of(model: str) -> tuple[Family, Mapping[str, Any]]:
     """The family and config.json of a model directory, or of a published size by name."""
-    if Path(model).is_dir():
-        return family_of_directory(model)
+    if (directory := shipped.found(local(model, "A model"))) is not None and directory.is_dir():
+        return family_of_directory(directory)
     sizes = published_sizes()
     if model not in sizes:
         near = difflib.get_close_matches(model, sizes, n=3) or sorted(sizes)
         raise Refusal(
-            f"A model is a directory, or a published size by name; {model!r} is neither. Nearest: {', '.join(near)}."
+            f"A model is a directory, or a published size by name; {model!r} is neither ({shipped.absent(model)}). "
+            f"Nearest sizes: {', '.join(near)}. Directories that ship: {', '.join(shipped.models())}."
         )
     return sizes[model]
 

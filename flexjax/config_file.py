@@ -3,16 +3,15 @@
 import ast
 import dataclasses
 import runpy
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from flexjax.files import local
 from flexjax.refusal import Refusal
-
-_PACKAGE = Path(__file__).resolve().parent
+from flexjax.shipped import absent, found, home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +23,18 @@ class Launch:
     distributed: bool = False  # Joins the processes of the other hosts first; every host runs the same command.
 
 
-def home() -> Path:
-    """The folder that holds configs/: the checkout, or what a wheel put under the environment."""
-    checkout = _PACKAGE.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path(sys.prefix) / "share" / "flexjax"
-
-
 def load(path: str) -> ConfigDict:
-    """What `get_config` of the file returns; `PATH:ARG` gives it ARG. Refusal names the files that ship."""
-    file, _, argument = path.partition(":")
-    found = next((p for p in (Path(file), home() / file) if p.is_file()), None)
-    if found is None:
-        raise Refusal(f"--config={file}: no such file. Configs that ship:\n{shipped()}")
-    get_config = runpy.run_path(str(found)).get("get_config")
+    """What `get_config` of the file returns; `PATH:ARG` gives it ARG. The file is the
+    current folder's, else the one that ships; Refusal names those that do."""
+    local(path, "A config file")
+    name, _, argument = path.partition(":")
+    file = found(name)
+    if file is None or not file.is_file():
+        why = f"no such file; {absent(name)}." if file is None else f"{file} is a folder."
+        raise Refusal(f"--config={name}: {why} Configs that ship:\n{shipped()}")
+    get_config = runpy.run_path(str(file)).get("get_config")
     if get_config is None:
-        raise Refusal(f"{found} must define get_config(), returning a ConfigDict.")
+        raise Refusal(f"{file} must define get_config(), returning a ConfigDict.")
     return ConfigDict(get_config(*([argument] if argument else [])))
 
 

@@ -30,8 +30,8 @@ from ml_collections import config_dict, config_flags
 from rich.console import Console
 
 from flexjax import config as config_lib
-from flexjax import jobs
-from flexjax.config_file import Launch, home, listed, load, shipped, split
+from flexjax import files, jobs
+from flexjax.config_file import Launch, listed, load, shipped, split
 from flexjax.hardware import distributed, flag_check, platforms, xla_flags
 from flexjax.refusal import Refusal
 
@@ -82,7 +82,7 @@ def _run(args: list[str]) -> int:
     launch = config_lib.from_config_dict(Launch, _override(Launch, mine, early))
     if launch.xla_flags:
         # Before the job, and with it JAX, is imported.
-        flags_of_set = xla_flags.load(launch.xla_flags, home() / "xla_flags")
+        flags_of_set = xla_flags.load(launch.xla_flags)
         flag_check.check(flags_of_set)
         xla_flags.apply(flags_of_set)
     platforms.cpu_unless_accelerated()
@@ -95,10 +95,10 @@ def _run(args: list[str]) -> int:
 
     name = Path(values["config"].value.partition(":")[0]).stem
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    workdir = Path(values["workdir"].value or f"runs/{now}-{name}")
+    workdir = files.local(values["workdir"].value or f"runs/{now}-{name}", "The workdir")
 
     def work(workdir: Path) -> int:
-        workdir.mkdir(parents=True, exist_ok=True)
+        workdir = files.make_folder(workdir, "The workdir")
         _log_devices(launch.job, workdir)
         return job.run(config, workdir)
 

@@ -9,14 +9,14 @@ import dataclasses
 import json
 import math
 import mmap
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
+from flexjax import files
 from flexjax.model_files import read_json, refuse_stand_in
 from flexjax.refusal import Refusal
 
@@ -150,7 +150,7 @@ class TensorToWrite:
 def write_checkpoint(directory: str | Path, tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> None:
     """Writes one `model.safetensors`, or shards and an index when there is more than `max_shard_bytes`.
 
-    Each file appears whole under its name, or not at all; weights of an earlier save are replaced.
+    No file takes its name before the last is written: until then the weights of an earlier save stay.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -158,16 +158,20 @@ def write_checkpoint(directory: str | Path, tensors: Mapping[str, TensorToWrite]
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(directory / name, {tensor: tensors[tensor] for tensor in shard})
-    stale = {SINGLE, INDEX, *(path.name for path in directory.glob("model-*-of-*.safetensors"))} - set(names)
-    for name in stale:
+    with contextlib.ExitStack() as stack:
+        if len(shards) > 1:
+            # The first to be entered is the last to be renamed: an index never names a shard that is not there.
+            index = stack.enter_context(files.replacing(directory / INDEX))
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            index.write(json.dumps(content, indent=2) + "\n")
+        for name, shard in zip(names, shards, strict=True):
+            file = stack.enter_context(files.replacing(directory / name, "wb"))
+            _write(file, {tensor: tensors[tensor] for tensor in shard})
+    kept = {*names, INDEX} if len(shards) > 1 else set(names)
+    for name in {SINGLE, INDEX, *(path.name for path in directory.glob("model-*-of-*.safetensors"))} - kept:
         (directory / name).unlink(missing_ok=True)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _shards(tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> list[list[str]]:
@@ -182,7 +186,7 @@ def _shards(tensors: Mapping[str, TensorToWrite], max_shard_bytes: int) -> list[
     return shards
 
 
-def _write_file(path: Path, tensors: Mapping[str, TensorToWrite]) -> None:
+def _write(file: IO[bytes], tensors: Mapping[str, TensorToWrite]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it.
     offset = 0
     for name, tensor in tensors.items():
@@ -194,11 +198,8 @@ def _write_file(path: Path, tensors: Mapping[str, TensorToWrite]) -> None:
         offset += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # The data starts at a multiple of 8 bytes.
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            values = np.ascontiguousarray(tensor.values())
-            assert values.dtype == tensor.dtype and values.shape == tensor.shape
-            file.write(values.reshape(-1).view(np.uint8).data)
-    os.replace(partial, path)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for tensor in tensors.values():
+        values = np.ascontiguousarray(tensor.values())
+        assert values.dtype == tensor.dtype and values.shape == tensor.shape
+        file.write(values.reshape(-1).view(np.uint8).data)

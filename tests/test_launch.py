@@ -13,6 +13,7 @@ import flexjax.jobs
 from flexjax import config as config_lib
 from flexjax import launch
 from flexjax.refusal import Refusal
+from flexjax.shipped import home
 
 JOBS = [path.stem for path in sorted(Path(flexjax.jobs.__file__).parent.glob("[a-z]*.py"))]
 
@@ -123,7 +124,7 @@ def test_a_missing_config_names_those_that_ship(capsys):
     missing, wrong = capsys.readouterr().err.split("error: ")[1:]
     assert "--config=PATH is missing" in missing
     assert "no such file" in wrong
-    for path in (launch.home() / "configs").glob("*.py"):
+    for path in (home() / "configs").glob("*.py"):
         assert f"configs/{path.name}" in missing
         assert f"configs/{path.name}" in wrong
 
@@ -151,13 +152,12 @@ def test_help_teaches(note, capsys):
 
 def test_flags_are_set_before_jax_is_imported():
     code = "import sys, flexjax.launch; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=launch.home(), check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=home(), check=False).returncode == 0
 
 
-def test_a_flag_that_the_compiler_does_not_know_is_refused_by_name(note, tmp_path, monkeypatch, capsys):
+def test_a_flag_that_the_compiler_does_not_know_is_refused_by_name(note, tmp_path, capsys):
     (tmp_path / "xla_flags" / "cpu").mkdir(parents=True)
     (tmp_path / "xla_flags" / "cpu" / "wild.txt").write_text("# why\n--xla_cpu_run_faster=true\n")
-    monkeypatch.setattr(launch, "home", lambda: tmp_path)
     assert launch.run([f"--config={note}", "--config.xla_flags=cpu/wild", f"--workdir={tmp_path / 'w'}"]) == 2
     assert "--xla_cpu_run_faster: the compiler does not know it" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
@@ -193,10 +193,32 @@ def test_the_console_script_is_the_same_entry():
     assert script.load() is launch.run
 
 
-@pytest.mark.parametrize("path", sorted((launch.home() / "configs").rglob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((home() / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_that_ships_is_accepted(path):
     raw = launch.load(str(path))
     mine, others = launch.split(raw)
     job = importlib.import_module(f"flexjax.jobs.{mine['job']}")
     config_lib.complete(launch.Launch, mine)
     config_lib.complete(job.Config, others)
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/runs", "s3://bucket", "file:///runs"])
+def test_a_workdir_that_is_a_url_is_refused_and_makes_no_folder(note, tmp_path, capsys, workdir):
+    before = sorted(tmp_path.rglob("*"))
+    assert launch.run([f"--config={note}", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert f"must be a path of this machine; got {workdir}" in said and "Traceback" not in said
+    assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+def test_a_config_that_is_a_url_is_refused(note, capsys):
+    assert launch.run(["--config=gs://bucket/a.py"]) == 2
+    assert "A config file must be a path of this machine; got gs://bucket/a.py" in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_in_a_line(note, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert launch.run([f"--config={note}", f"--workdir={workdir}"]) == 2
+        said = capsys.readouterr().err
+        assert "error: The workdir" in said and "cannot be made" in said and "Traceback" not in said

@@ -1,5 +1,7 @@
 """Checkpoints against the published reader and writer, and what is said about broken ones."""
 
+import dataclasses
+import errno
 import json
 
 import ml_dtypes
@@ -163,3 +165,20 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(tmp_path, {"a": TensorToWrite(np.dtype(np.float32), (1,), fail)}, 10**9)
     assert_same(read(tmp_path), TENSORS)
+
+
+@pytest.mark.parametrize("shard", [10**9, 40], ids=["a single file", "shards"])
+def test_a_save_that_fails_at_its_last_shard_leaves_all_of_the_one_before(tmp_path, shard):
+    """Shards of two saves are never mixed: all are written before the first takes its name."""
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, TENSORS, shard)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    new = {name: TensorToWrite(value.dtype, value.shape, lambda v=value: v + v) for name, value in TENSORS.items()}
+    new["c"] = dataclasses.replace(new["c"], values=fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*model-00002-of-00002.safetensors'"):
+        write_checkpoint(tmp_path, new, 40)
+    assert_same(read(tmp_path), TENSORS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names

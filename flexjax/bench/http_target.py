@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import httpcore
 
+from flexjax import shipped
 from flexjax.bench.answer import Answer
 from flexjax.bench.connections import FAILURES, Connections
 from flexjax.bench.openai_chunks import AnswerError, body_error, is_error, read_chunk, shorten
@@ -61,7 +62,7 @@ class HttpTarget:
     def __init__(self, config: HttpConfig, name: str = "", api_key: str | None = None):
         self.name = name or config.url
         self.config = config
-        self._tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
+        self._tokenizer = open_tokenizer(shipped.model(config.tokenizer)) if config.tokenizer else None
         self._connections = Connections(config.url, _headers(api_key), config.ca_file)
         self._counted_by: collections.Counter[str] = collections.Counter()
         self._model = config.model

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax import causal_lm
+from flexjax import causal_lm, shipped
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.static_batch import Batch, Programs
 from flexjax.bench.target import TargetStats, allocated_dtypes
@@ -58,7 +58,7 @@ class StockTarget:
     def __init__(self, directory: str | Path, config: StockConfig, name: str = "stock"):
         self.name = name
         self.config = config
-        self._directory = Path(directory)
+        self._directory = shipped.model(directory)
         self._waiting: collections.deque[Request] = collections.deque()
         self._wake = threading.Condition()
         self._stopping = False

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flexjax import causal_lm
+from flexjax import causal_lm, shipped
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.calibration import Calibration
 from flexjax.engine.config import EngineConfig
@@ -118,8 +118,8 @@ class Engine:
 
     @classmethod
     def load(cls, directory: str | Path, config: EngineConfig | None = None, mesh: Mesh | None = None) -> "Engine":
-        """The engine of a Hugging Face model directory."""
-        config = config or EngineConfig()
+        """The engine of a Hugging Face model directory, as `shipped.model` finds it."""
+        config, directory = config or EngineConfig(), shipped.model(directory)
         mesh = _placement(config, mesh).mesh
         started = time.perf_counter()
         family, hf = causal_lm.family_of_directory(directory)

@@ -16,7 +16,7 @@ from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, QueueFull, Request, RequestOutput, SamplingParams, TokenEvent
-from flexjax.hardware import compile_cache
+from flexjax.hardware import compile_cache, platforms
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.refusal import Refusal
 
@@ -63,6 +63,7 @@ class LLM:
         `follow`, or each of them makes the same calls.
         Compiled steps are kept on disk, so that a second start is quick.
         """
+        platforms.cpu_unless_accelerated()
         compile_cache.enable()
         return cls(
             load_engine(path, EngineConfig(dtype=dtype, max_model_len=max_model_len, mesh=mesh, **sizes), devices)

@@ -1,6 +1,8 @@
 """JAX's persistent compilation cache, and a counter of what XLA compiles."""
 
+import logging
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Self
@@ -9,7 +11,10 @@ import jax
 from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
+from flexjax import files
 from flexjax.refusal import Refusal
+
+_BUCKETS = ("gs", "s3", "az")  # JAX opens these by etils.epath and fsspec, and warns where the package is missing.
 
 # Recorded by JAX once for every program that it compiles or loads from the persistent cache, with
 # the seconds that this took; the second event follows only where the cache had the program.
@@ -25,26 +30,48 @@ def default_directory() -> Path:
     return root / "flexjax" / "xla"
 
 
-def enable(path: Path | None = None) -> Path:
+def enable(path: Path | None = None) -> Path | None:
     """Keeps every compiled program on disk, for this and later processes; returns the directory.
 
     Without `path`, a directory already given to JAX (`JAX_COMPILATION_CACHE_DIR`) is kept, else
     `default_directory()` is taken. The directory is made for its owner only, because JAX runs what
-    it finds there.
+    it finds there. A bucket that JAX reads and writes itself (gs://…) stays what JAX was given, and
+    None is returned; Refusal for another URL. Where the directory cannot be made or written in, a
+    warning says so: programs are compiled again in every process, and None is returned.
     """
-    chosen = path or jax.config.jax_compilation_cache_dir or default_directory()
-    directory = Path(chosen).expanduser().resolve()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not os.access(directory, os.W_OK):
+    given = path or jax.config.jax_compilation_cache_dir
+    scheme = files.scheme(given) if given else None
+    if scheme in _BUCKETS and not isinstance(given, Path):
+        directory = None
+    elif scheme is not None:
         raise Refusal(
-            f"The compilation cache must be a writable directory; {directory} is not. "
-            "Pass another path or set XDG_CACHE_HOME."
+            f"The compilation cache must be a folder of this machine or a bucket that JAX opens "
+            f"({', '.join(f'{known}://' for known in _BUCKETS)}, in JAX_COMPILATION_CACHE_DIR); got {given}."
         )
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+    else:
+        directory = _made(given)
+        jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
     # JAX skips programs that compile in under a second; an engine has dozens of those.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # JAX looks at the settings once; forget an answer given before they were set.
     compilation_cache.reset_cache()
+    return directory
+
+
+def _made(given: Path | str | None) -> Path | None:
+    """The directory, ready to be written in; None, with a warning, where it cannot be."""
+    try:
+        directory = Path(given or default_directory()).expanduser().resolve()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=directory) as file:  # A full disk still makes folders.
+            file.write(bytes(1 << 16))
+    except (OSError, RuntimeError) as error:  # RuntimeError is pathlib's, where a user has no home.
+        logging.warning(
+            "Compiled programs are not kept, so that each process compiles its own: %s. Set JAX_COMPILATION_CACHE_DIR "
+            "or XDG_CACHE_HOME to a folder that can be written in.",
+            error,
+        )
+        return None
     return directory
 
 

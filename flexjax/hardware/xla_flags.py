@@ -8,14 +8,14 @@ Blank lines and further comments are free. An empty set is a file of comments.
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from flexjax.hardware import chips
+from flexjax.hardware.platforms import jax_started
 from flexjax.refusal import Refusal
+from flexjax.shipped import absent, found, home
 
-ROOT = Path(__file__).resolve().parents[2] / "xla_flags"
+FOLDER = "xla_flags"
 
 # Where the compiler of each platform looks. The TPU's reads its own variable; XLA_FLAGS would make
 # the CPU's compiler, which starts beside it, stop at flags that it does not know.
@@ -63,16 +63,18 @@ def as_option(value: str) -> bool | int | float | str:
     return value
 
 
-def available(root: Path = ROOT) -> tuple[str, ...]:
-    """Names of the sets there are: "cpu/default", …"""
+def available() -> tuple[str, ...]:
+    """Names of the sets that ship: "cpu/default", …"""
+    root = home() / FOLDER
     return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.glob("*/*.txt")))
 
 
-def load(name: str, root: Path = ROOT) -> FlagSet:
-    """The set `<chip>/<purpose>`. Refusal names the file and line of what is wrong in it."""
-    path = root / f"{name}.txt"
-    if not path.is_file() or name not in available(root):
-        raise Refusal(f"No XLA flag set is called {name!r} in {root}; there are: {', '.join(available(root))}.")
+def load(name: str) -> FlagSet:
+    """The set `<chip>/<purpose>`, of the current folder's xla_flags/, else of those that ship. Refusal names the file
+    and line of what is wrong in it."""
+    path = found(file := f"{FOLDER}/{name}.txt")
+    if path is None or not re.fullmatch(r"[\w-]+/[\w.-]+", name):
+        raise Refusal(f"No XLA flag set is called {name!r}: {absent(file)}. Sets that ship: {', '.join(available())}.")
     return FlagSet(name, variable_of(name), parse(path.read_text(), str(path)))
 
 
@@ -112,7 +114,7 @@ def apply(flag_set: FlagSet) -> None:
 
     Raises Refusal once JAX has started a backend, because the flags would then be ignored.
     """
-    if _jax_started():
+    if jax_started():
         raise Refusal(
             f"XLA flags must be set before JAX starts its first backend, and it has started; the set "
             f"{flag_set.name!r} would be ignored. Apply it before the first use of JAX."
@@ -130,8 +132,3 @@ def as_text(options: Mapping[str, bool | int | float | str] | None) -> str:
     """Options that are given to single compiles, in the form of flags; for the record."""
     plain = {name: str(value).lower() if isinstance(value, bool) else value for name, value in (options or {}).items()}
     return " ".join(f"--{name}={value}" for name, value in plain.items())
-
-
-def _jax_started() -> bool:
-    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public question for this.
-    return bridge is not None and bridge.backends_are_initialized()

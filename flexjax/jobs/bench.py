@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from flexjax import kernels
+from flexjax import kernels, shipped
 from flexjax.bench import (
     BenchResult,
     EngineTarget,
@@ -37,7 +37,7 @@ from flexjax.bench.report import print_table, records_of, write_report
 from flexjax.bench.validity import limits_met
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
-from flexjax.records import append, environment, to_json, write_json
+from flexjax.records import append, environment, prepare, to_json, write_json
 from flexjax.refusal import Refusal
 from flexjax.tokenizer_files import open_tokenizer
 
@@ -121,6 +121,7 @@ def run(config: Config, workdir: Path) -> int:
 
     Each run's row is stored as soon as it is over, so that a crash loses at most the one in flight.
     """
+    prepare(workdir / "results.parquet")
     compile_cache.enable()
     kernels.forget()  # So that the bodies named are those of this job.
     console = Console(highlight=False)
@@ -315,7 +316,7 @@ def _stock_config(config: Config, side: SideConfig) -> StockConfig:
 
 def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
     """The tokenizer of the model directory, and how many tokens a request may have on every side."""
-    directory = Path(config.model)
+    directory = shipped.model(config.model)
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise Refusal(

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import kernels
-from flexjax.bench.resident import resident
+from flexjax.bench.resident import Resident, resident
 from flexjax.causal_lm import CausalLM, Family, find_family
 from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.micro import bare_read, peaks
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 
@@ -89,91 +90,149 @@ class Result:
 def run(config: Config, workdir: Path) -> int:
     if jax.default_backend() != "cpu":
         raise Refusal(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     kernels.forget()
     console = Console()
-    results = [r for size in config.sizes for r in _alone(size, config)]
-    results += [r for batch in config.batches for r in _together(batch, config)]
-    results += [r for size in config.resident_sizes for r in _resident(size, config)]
+    groups = (
+        *(_Alone(size, config) for size in config.sizes),
+        *(_Together(batch, config) for batch in config.batches),
+        *(_Resident(size, config) for size in config.resident_sizes),
+    )
+    with Progress(sum(group.parts for group in groups)) as progress:
+        for group in groups:
+            group.measure(progress)
+    results = [result for group in groups for result in group.results()]
     _print(console, results)
     used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     console.print(f"Bodies: {used}", markup=False)
-    record = _record(config, results, used, began)
-    store.append(workdir / "results.parquet", [record])
+    record = _record(config, results, used, began, progress.fault)
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
+    progress.close()
     return 0
 
 
-def _alone(size: str, config: Config) -> Iterator[Result]:
+class _Alone:
     """One request at a time: decoding, the first token, and a long prompt."""
-    limit = max(config.prefill, config.prompt) + config.output
-    engines = {
-        name: _engine(size, name, max_num_seqs=1, max_num_batched_tokens=max(config.prefill, config.step_rows),
-                      max_model_len=limit, decode_steps=config.decode_steps)
-        for name in config.precisions
-    }  # fmt: skip
-    moved = {name: _moved_bytes(engine, config) for name, engine in engines.items()}
-    readers = {name: bare_read(moved[name], name) for name in engines}
-    decode, first, prefill, read = ({name: [] for name in engines} for _ in range(4))
-    products, peak = list(peaks(["bfloat16"])), []
-    for turn in range(config.rounds + 1):  # The first warms up.
-        peak.append(max(product.best(calls=5) for product in products))
-        for name, engine in engines.items():
-            read[name].append(readers[name].best(calls=1))
-            times = _generate(engine, 1, config.prompt, config.output, turn)[0]
-            first[name].append(times[0])
-            decode[name].append((times[-1] - times[0]) / (len(times) - 1))
-            if config.prefill:
-                prefill[name].append(_generate(engine, 1, config.prefill, 1, turn)[0][0])
-    for name in engines:
-        least = moved[name] / max(read[name])
-        yield _result(size, name, "decode", "ms", decode[name], lambda s: 1e3 * s, least)
-        yield _result(size, name, "read", "GB/s", decode[name], lambda s, n=moved[name]: n / s / 1e9, None)
-        yield _result(size, name, f"first_of_{config.prompt}", "ms", first[name], lambda s: 1e3 * s, None)
-        if config.prefill:
-            least = _operations(size, config.prefill) / max(peak)
-            rate = lambda s: config.prefill / s
-            yield _result(size, name, f"prefill_{config.prefill}", "tokens/s", prefill[name], rate, least)
-    yield Result(size, "bfloat16", "peak", "Gop/s", max(peak) / 1e9, (max(peak) - min(peak)) / 2e9, None)
-    for name, rates in read.items():
-        yield Result(size, name, "limit", "GB/s", max(rates) / 1e9, (max(rates) - min(rates)) / 2e9, None)
+
+    def __init__(self, size: str, config: Config):
+        self.size, self.config = size, config
+        self.parts = 1 + config.rounds + 1
+        self._moved: dict[str, int] = {}
+        self._decode, self._first, self._prefill, self._read = ({n: [] for n in config.precisions} for _ in range(4))
+        self._peak: list[float] = []
+
+    def measure(self, progress: Progress) -> None:
+        size, config = self.size, self.config
+        limit = max(config.prefill, config.prompt) + config.output
+        engines = {
+            name: _engine(size, name, max_num_seqs=1, max_num_batched_tokens=max(config.prefill, config.step_rows),
+                          max_model_len=limit, decode_steps=config.decode_steps)
+            for name in config.precisions
+        }  # fmt: skip
+        self._moved = {name: _moved_bytes(engine, config) for name, engine in engines.items()}
+        readers = {name: bare_read(self._moved[name], name) for name in engines}
+        products = list(peaks(["bfloat16"]))
+        progress.done(f"{size}: {len(engines)} precisions compiled")
+        for turn in range(config.rounds + 1):  # The first warms up.
+            self._peak.append(max(product.best(calls=5) for product in products))
+            for name, engine in engines.items():
+                self._read[name].append(readers[name].best(calls=1))
+                times = _generate(engine, 1, config.prompt, config.output, turn)[0]
+                self._first[name].append(times[0])
+                self._decode[name].append((times[-1] - times[0]) / (len(times) - 1))
+                if config.prefill:
+                    self._prefill[name].append(_generate(engine, 1, config.prefill, 1, turn)[0][0])
+            tokens = ", ".join(f"{name} {1e3 * seconds[-1]:.2f}" for name, seconds in self._decode.items())
+            progress.done(f"{size}, {_turn(turn, config)}: ms a token {tokens}")
+
+    def results(self) -> Iterator[Result]:
+        size, prompt, prefill = self.size, self.config.prompt, self.config.prefill
+        counted = [name for name, seconds in self._decode.items() if len(seconds) > 1]
+        for name in counted:
+            moved = self._moved[name]
+            least = moved / max(self._read[name])
+            yield _result(size, name, "decode", "ms", self._decode[name], lambda s: 1e3 * s, least)
+            yield _result(size, name, "read", "GB/s", self._decode[name], lambda s, n=moved: n / s / 1e9, None)
+            yield _result(size, name, f"first_of_{prompt}", "ms", self._first[name], lambda s: 1e3 * s, None)
+            if len(self._prefill[name]) > 1:
+                least = _operations(size, prefill) / max(self._peak)
+                rate = lambda s: prefill / s
+                yield _result(size, name, f"prefill_{prefill}", "tokens/s", self._prefill[name], rate, least)
+        if counted:
+            peak, half = max(self._peak), (max(self._peak) - min(self._peak)) / 2
+            yield Result(size, "bfloat16", "peak", "Gop/s", peak / 1e9, half / 1e9, None)
+        for name in counted:
+            rates = self._read[name]
+            yield Result(size, name, "limit", "GB/s", max(rates) / 1e9, (max(rates) - min(rates)) / 2e9, None)
 
 
-def _together(batch: int, config: Config) -> Iterator[Result]:
+class _Together:
     """Requests that come at once: output tokens a second until the last is done, prompts included."""
-    size = config.batch_size
-    engines = {
-        name: _engine(size, name, max_num_seqs=batch, max_num_batched_tokens=config.step_rows,
-                      max_model_len=config.prompt + config.output, decode_steps=config.decode_steps)
-        for name in config.batch_precisions
-    }  # fmt: skip
-    took = {name: [] for name in engines}
-    for turn in range(config.rounds + 1):
-        for name, engine in engines.items():
-            took[name].append(max(times[-1] for times in _generate(engine, batch, config.prompt, config.output, turn)))
-    rate = lambda s: batch * config.output / s
-    for name in engines:
-        yield _result(size, name, f"batch_{batch}", "tokens/s", took[name], rate, None)
+
+    def __init__(self, batch: int, config: Config):
+        self.batch, self.config = batch, config
+        self.parts = 1 + config.rounds + 1
+        self._took = {name: [] for name in config.batch_precisions}
+
+    def measure(self, progress: Progress) -> None:
+        batch, config = self.batch, self.config
+        engines = {
+            name: _engine(config.batch_size, name, max_num_seqs=batch, max_num_batched_tokens=config.step_rows,
+                          max_model_len=config.prompt + config.output, decode_steps=config.decode_steps)
+            for name in config.batch_precisions
+        }  # fmt: skip
+        where = f"{config.batch_size}, {batch} at once"
+        progress.done(f"{where}: {len(engines)} precisions compiled")
+        for turn in range(config.rounds + 1):
+            for name, engine in engines.items():
+                all_times = _generate(engine, batch, config.prompt, config.output, turn)
+                self._took[name].append(max(times[-1] for times in all_times))
+            rates = ", ".join(f"{name} {batch * config.output / s[-1]:.0f}" for name, s in self._took.items())
+            progress.done(f"{where}, {_turn(turn, config)}: tokens/s {rates}")
+
+    def results(self) -> Iterator[Result]:
+        rate = lambda s: self.batch * self.config.output / s
+        for name, took in self._took.items():
+            if len(took) > 1:
+                yield _result(self.config.batch_size, name, f"batch_{self.batch}", "tokens/s", took, rate, None)
 
 
-def _resident(size: str, config: Config) -> Iterator[Result]:
+class _Resident:
     """What a process keeps that serves one request at a time from a checkpoint, and the most that it held before."""
-    with tempfile.TemporaryDirectory() as directory:
-        family, model = _model(size, "bfloat16")
-        family.save(model, directory)
-        del model
-        for name in config.precisions:
-            options = _config(
-                name, max_num_seqs=1, max_num_batched_tokens=config.step_rows,
-                max_model_len=config.prompt + config.output, decode_steps=config.decode_steps,
-            )  # fmt: skip
-            found = resident(directory, options, prompt=config.prompt, output=config.output)
+
+    def __init__(self, size: str, config: Config):
+        self.size, self.config = size, config
+        self.parts = len(config.precisions)
+        self._found: dict[str, Resident] = {}
+
+    def measure(self, progress: Progress) -> None:
+        config = self.config
+        with tempfile.TemporaryDirectory() as directory:
+            family, model = _model(self.size, "bfloat16")
+            family.save(model, directory)
+            del model
+            for name in config.precisions:
+                options = _config(
+                    name, max_num_seqs=1, max_num_batched_tokens=config.step_rows,
+                    max_model_len=config.prompt + config.output, decode_steps=config.decode_steps,
+                )  # fmt: skip
+                found = self._found[name] = resident(directory, options, prompt=config.prompt, output=config.output)
+                progress.done(f"{self.size}, {name}: {found.resident / 1e6:.0f} MB resident")
+
+    def results(self) -> Iterator[Result]:
+        for name, found in self._found.items():
             for what, held in (
                 ("resident", found.resident),
                 ("resident_peak", found.peak),
                 ("weights_and_cache", found.weights + found.cache),
             ):
-                yield Result(size, name, what, "MB", held / 1e6, 0.0, None)
+                yield Result(self.size, name, what, "MB", held / 1e6, 0.0, None)
+
+
+def _turn(turn: int, config: Config) -> str:
+    return f"round {turn} of {config.rounds}" if turn else "warming up"
 
 
 def _engine(size: str, precision: str, **options: Any) -> Engine:
@@ -252,7 +311,7 @@ def _print(console: Console, results: Sequence[Result]) -> None:
     console.print(table)
 
 
-def _record(config: Config, results: Sequence[Result], used: Any, began: str) -> Record:
+def _record(config: Config, results: Sequence[Result], used: Any, began: str, fault: str) -> Record:
     columns: dict[str, float] = {}
     for r in results:
         columns[r.column] = r.value
@@ -261,7 +320,7 @@ def _record(config: Config, results: Sequence[Result], used: Any, began: str) ->
             columns[f"{r.column}_of_limit"] = r.of_limit
     return Record.of(
         {
-            **environment.of_job("cpu", VERSION, to_json(to_config_dict(config).to_dict()), began),
+            **environment.of_job("cpu", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
             **columns,
             "metrics.kind": "measured",
             "technique.kernels_json": to_json(used),

@@ -1,6 +1,5 @@
 """Times every body of every op against the op's own limit: its bytes or its operations, as this machine does them."""
 
-import csv
 import dataclasses
 import datetime
 import importlib
@@ -10,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from flexjax import kernels
+from flexjax import files, kernels
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.kernels.case import Case, can_serve
 from flexjax.micro import Limits, Loop, Probe, Reading, limits, measure
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 
@@ -65,29 +64,37 @@ def timed_ops() -> list[str]:
 
 
 def run(config: Config, workdir: Path) -> int:
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     console = Console()
     cases = [case for op in config.ops or timed_ops() for case in _cases(op) if config.shapes in case.shape]
     if not cases:
         raise Refusal(f"No shape of {', '.join(config.ops or timed_ops())} has {config.shapes!r} in its name.")
     dtypes = sorted({case.dtype for case in cases})
+    print("measuring what the machine reads and multiplies", flush=True)
     before = limits(dtypes, config.rounds, config.round_s)
     large = {(case.op, case.shape) for case in cases if _least(case, before)[0] > config.most_s}
     cases = [case for case in cases if (case.op, case.shape) not in large]
     groups = [list(group) for _, group in itertools.groupby(cases, key=lambda case: (case.op, case.shape))]
     readings: list[tuple[Case, Reading]] = []
     refused: dict[tuple[str, str, str], int] = {}
-    for group in track(groups, "Timing"):
-        loops: list[tuple[Case, Loop]] = []
-        for case in group:
-            arguments = case.make()
-            reason = can_serve(case.step, arguments)
-            if reason is None:
-                loops.append((case, Loop(case.step, *arguments)))
-            else:
-                refused[case.op, case.body, reason] = refused.get((case.op, case.body, reason), 0) + 1
-        readings += _time(loops, config)
-    machine = before | limits(dtypes, config.rounds, config.round_s)
+    machine = before
+    with Progress(len(groups) + 1) as progress:
+        for group in groups:
+            loops: list[tuple[Case, Loop]] = []
+            for case in group:
+                arguments = case.make()
+                reason = can_serve(case.step, arguments)
+                if reason is None:
+                    loops.append((case, Loop(case.step, *arguments)))
+                else:
+                    refused[case.op, case.body, reason] = refused.get((case.op, case.body, reason), 0) + 1
+            timed = list(_time(loops, config))
+            readings += timed
+            figures = ", ".join(f"{case.body} {1e6 * reading.median:,.1f} µs" for case, reading in timed)
+            progress.done(f"{group[0].op} {group[0].shape}: {figures or 'no body serves it'}")
+        machine |= limits(dtypes, config.rounds, config.round_s)
+        progress.done("the machine's limits once more")
     results = [Result.of(case, reading, machine) for case, reading in readings]
     _print(console, results, machine)
     for (op, body, reason), count in refused.items():
@@ -96,9 +103,10 @@ def run(config: Config, workdir: Path) -> int:
         names = ", ".join(shape for _, shape in group)
         console.print(f"• {op}: too large to be timed here (over {config.most_s:g} s a step): {names}.", markup=False)
     _write(workdir / "kernels.csv", results)
-    record = _record(config, results, machine, began)
-    store.append(workdir / "results.parquet", [record])
+    record = _record(config, results, machine, began, progress.fault)
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
+    progress.close()
     return 0
 
 
@@ -139,17 +147,16 @@ def _print(console: Console, results: Sequence[Result], machine: Limits) -> None
 
 
 def _write(path: Path, results: Sequence[Result]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = ("op", "shape", "body", "median_s", "low_s", "high_s", "moved_bytes", "operations", "limit_s", "bound")
-        writer.writerow(names)
-        for r in results:
-            case, t = r.case, r.reading
-            row = (case.op, case.shape, case.body, t.median, t.low, t.high, case.moved_bytes, case.operations)
-            writer.writerow([*row, r.limit_s, r.bound])
+    names = ("op", "shape", "body", "median_s", "low_s", "high_s", "moved_bytes", "operations", "limit_s", "bound")
+    rows = []
+    for r in results:
+        case, t = r.case, r.reading
+        row = (case.op, case.shape, case.body, t.median, t.low, t.high, case.moved_bytes, case.operations)
+        rows.append((*row, r.limit_s, r.bound))
+    files.write_csv(path, names, rows)
 
 
-def _record(config: Config, results: Sequence[Result], machine: Limits, began: str) -> Record:
+def _record(config: Config, results: Sequence[Result], machine: Limits, began: str, fault: str) -> Record:
     columns: dict[str, float] = {f"metrics.read_{mib}_mib_gb_per_s": rate / 1e9 for mib, rate in machine.read.items()}
     columns |= {f"metrics.matmul_{dtype}_gop_per_s": rate / 1e9 for dtype, rate in machine.products.items()}
     for r in results:
@@ -158,7 +165,7 @@ def _record(config: Config, results: Sequence[Result], machine: Limits, began: s
         columns[f"metrics.{name}_of_limit"] = r.of_limit
     return Record.of(
         {
-            **environment.of_job("kernels", VERSION, to_json(to_config_dict(config).to_dict()), began),
+            **environment.of_job("kernels", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
             **columns,
             "metrics.kind": "measured",
         }

@@ -1,6 +1,5 @@
 """Measures what this machine reaches: matrix products by dtype, memory, collectives, dispatch."""
 
-import csv
 import dataclasses
 import datetime
 import re
@@ -8,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from flexjax import files
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 
@@ -41,6 +41,7 @@ class Config:
 
 
 def run(config: Config, workdir: Path) -> int:
+    store.prepare(workdir / "results.parquet")
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     running = chips.detect()
     dtypes = config.dtypes or tuple(running.chip.peak if running.chip else ()) or DTYPES
@@ -50,10 +51,11 @@ def run(config: Config, workdir: Path) -> int:
         "Collectives": lambda: collectives(config.collectives_kib),
         "Dispatch": dispatch,
     }
-    readings = {
-        name: list(measure(list(probes()), config.rounds, config.round_s))
-        for name, probes in track(groups.items(), "Measuring")
-    }
+    readings: dict[str, list[Reading]] = {}
+    with Progress(len(groups)) as progress:
+        for name, probes in groups.items():
+            readings[name] = list(measure(list(probes()), config.rounds, config.round_s))
+            progress.done(f"{name}, {len(readings[name])} measured")
     console = Console()
     kind = environment.cpu()["system.cpu.model"] if running.device_kind == "cpu" else running.device_kind
     console.print(f"{running.units} × {kind} (measured, {config.rounds} rounds)", markup=False)
@@ -65,9 +67,10 @@ def run(config: Config, workdir: Path) -> int:
     for line in _short_of_goal(readings["Matrix products"], running):
         console.print(f"• {line}", style="yellow", markup=False)
     _write(workdir / "micro.csv", readings, running)
-    record = _record(config, readings, began)
-    store.append(workdir / "results.parquet", [record])
+    record = _record(config, readings, began, progress.fault)
     store.write_json(workdir / "record.json", [record])
+    store.append(workdir / "results.parquet", [record])
+    progress.close()
     return 0
 
 
@@ -128,18 +131,18 @@ def _short_of_goal(readings: Sequence[Reading], running: chips.Running) -> list[
 
 
 def _write(path: Path, readings: dict[str, list[Reading]], running: chips.Running) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["group", "name", "kind", "work", "median_s", "low_s", "high_s", "of_best", "of_table"])
-        for name, group in readings.items():
-            for r in group:
-                rated = r.probe.work > 0
-                peak = published(r, running) if rated else None
-                shares = [r.rate / best(r, group) if rated else "", "" if peak is None else r.rate / peak]
-                writer.writerow([name, r.probe.name, r.probe.kind, r.probe.work, r.median, r.low, r.high, *shares])
+    rows = []
+    for name, group in readings.items():
+        for r in group:
+            rated = r.probe.work > 0
+            peak = published(r, running) if rated else None
+            shares = [r.rate / best(r, group) if rated else "", "" if peak is None else r.rate / peak]
+            rows.append([name, r.probe.name, r.probe.kind, r.probe.work, r.median, r.low, r.high, *shares])
+    header = ("group", "name", "kind", "work", "median_s", "low_s", "high_s", "of_best", "of_table")
+    files.write_csv(path, header, rows)
 
 
-def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> Record:
+def _record(config: Config, readings: dict[str, list[Reading]], began: str, fault: str) -> Record:
     columns = {}
     units = {"Matrix products": "gop_per_s", "Dispatch": "us"}
     for name, group in readings.items():
@@ -150,7 +153,7 @@ def _record(config: Config, readings: dict[str, list[Reading]], began: str) -> R
             columns[f"{column}_{unit}"] = 1e6 * r.median if name == "Dispatch" else r.rate / 1e9
     return Record.of(
         {
-            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began),
+            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
             **columns,
             "metrics.kind": "measured",
         }

@@ -13,6 +13,7 @@ from rich.table import Table
 from flexjax import check
 from flexjax.check import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
 from flexjax.kernels import registry
+from flexjax.progress import Progress
 from flexjax.records import environment
 from flexjax.refusal import Refusal
 
@@ -59,12 +60,14 @@ def run(config: Config, workdir: Path) -> int:
     console.print(f"{date}, {software}", markup=False)
     with Sheet(workdir / "gpu.csv", date, software) as sheet, Apart(check.healthy, ENVIRONMENT) as apart:
         machine = _machine(apart, config, console)
-        for row in _rows(todo, apart, config, ends):
-            rows.append(row)
-            sheet.write(row, machine)
-            console.print(_line(row, machine), style=_style(row, machine), markup=False, soft_wrap=True)
+        with Progress(len(todo)) as progress:
+            for row in _rows(todo, apart, config, ends, progress):
+                rows.append(row)
+                sheet.write(row, machine)
+                console.print(_line(row, machine), style=_style(row, machine), markup=False, soft_wrap=True)
     _print(console, rows, machine)
     console.print(f"Figures in {workdir / 'gpu.csv'}.", style="dim", markup=False)
+    progress.close()
     ours = [row for row in rows if row.body == check.BODY]
     return 1 if any(row.outcome in ("wrong", "failed") for row in ours) else 0
 
@@ -84,7 +87,7 @@ def _machine(apart: Apart, config: Config, console: Console) -> Machine | None:
     return found
 
 
-def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float) -> Iterator[Row]:
+def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float, progress: Progress) -> Iterator[Row]:
     """The rows of each item as they come. Where one body ends the process, those beside it are done again, alone."""
     left = deque(todo)
     while left:
@@ -100,8 +103,11 @@ def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float) -> It
                 yield from _instead(item, "left out", f"limit_s, {config.limit_s:g} s, ended it")
             elif item.what == "times" and len(item.bodies) > 1:
                 left.extendleft(dataclasses.replace(item, bodies=(body,)) for body in reversed(item.bodies))
+                progress.total += len(item.bodies) - 1
+                continue
             else:
                 yield from _instead(item, "failed", str(error))
+        progress.done(f"{item.what} of {item.op} {item.shape}")
 
 
 def _instead(item: Item, outcome: Outcome, note: str) -> Iterator[Row]:

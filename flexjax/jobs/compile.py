@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flexjax import causal_lm, kernels
+from flexjax import causal_lm, files, kernels
 from flexjax.causal_lm import CausalLM, Family
 from flexjax.config import to_config_dict
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import aot, xla_flags
+from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
 from flexjax.virtual import (
@@ -52,22 +52,26 @@ class Config:
 
 def run(config: Config, workdir: Path) -> int:
     """0 where everything fits, else 1."""
+    store.prepare(workdir / "results.parquet")
     console = Console()
     family, hf = causal_lm.family_of(config.model)
     kernels.forget()
-    fits, rows = _serving(console, family, hf, config, workdir) if config.steps != "none" else (True, [])
-    if config.train is not None:
-        trains, row = _training(console, family, hf, config, config.train)
-        fits, rows = fits and trains, [*rows, row]
+    progress = Progress(0 if config.train is None else 1, at_most=True)
+    fits, rows = _serving(console, family, hf, config, workdir, progress) if config.steps != "none" else (True, [])
+    if config.train is not None and not progress.fault:
+        with progress:
+            trains, row = _training(console, family, hf, config, config.train, progress)
+            fits, rows = fits and trains, [*rows, row]
     _print_bodies(console)
     store.write_json(workdir / "record.json", rows)
     store.append(workdir / "results.parquet", rows)
     console.print(f"Records {'and picture ' if (workdir / 'fits.png').is_file() else ''}in {workdir}.", style="dim")
+    progress.close()
     return 0 if fits else 1
 
 
 def _serving(
-    console: Console, family: Family, hf: Mapping[str, Any], config: Config, workdir: Path
+    console: Console, family: Family, hf: Mapping[str, Any], config: Config, workdir: Path, progress: Progress
 ) -> tuple[bool, list[Record]]:
     """Whether every step of the engine fits, and their rows."""
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
@@ -84,25 +88,28 @@ def _serving(
     program = program_for(model, config.engine, target, batch, context)
     shapes = [shape for shape in program.shapes if shape.decodes_only or config.steps == "all"]
     shapes = [max(shapes)] if config.steps == "largest" else shapes
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"Compiling for {config.chip}", total=len(shapes))
-        reports = compile_steps(program, target, context, shapes, lambda _: progress.advance(task))
-        largest = max(reports, key=lambda r: r.shape)
-        found: dict[str, Any] = {}
-        pictured = list(reports)
-        if largest.fits:
-            footprint = largest.compiled.footprint
-            budget = dataclasses.replace(budget, reserve=footprint.temporaries + footprint.code)
-            if config.search:
-                progress.update(task, description="Searching what fits")
-                found, widest = _search(model, config, target, budget, batch, context)
-                pictured += [widest] if widest is not None and widest.shape > largest.shape else []
+    reports: list[StepReport] = []
+    found: dict[str, Any] = {}
+    widest: StepReport | None = None
+
+    def tell(made: StepReport) -> None:
+        reports.append(made)
+        progress.done(f"{made.name}, {'fits' if made.fits else 'does not fit'}")
+
+    progress.total += len(shapes) + 2 * config.search
+    with progress:
+        compile_steps(program, target, context, shapes, tell)
+        if config.search and (most := max(reports, key=lambda r: r.shape)).fits:
+            found, widest = _search(model, config, target, _left(budget, most), batch, context, progress)
+    reports.sort(key=lambda r: shapes.index(r.shape))
+    largest = max(reports, key=lambda r: r.shape)
+    pictured = [*reports, widest] if widest is not None and widest.shape > largest.shape else reports
     report.print_report(console, reports, title)
     _print_found(console, found, batch, context)
     if largest.fits:
-        figure = report.plot(pictured, budget, f"{name} on {config.chip} {config.topology}, {bits}")
-        figure.savefig(workdir / "fits.png", dpi=150, facecolor="white")
+        figure = report.plot(pictured, _left(budget, largest), f"{name} on {config.chip} {config.topology}, {bits}")
+        with files.replacing(workdir / "fits.png", "wb") as file:
+            figure.savefig(file, format="png", dpi=150, facecolor="white")
     unfit = [r for r in reports if not r.fits]
     if unfit:
         worst = max(r.outcome.missing_bytes for r in unfit if isinstance(r.outcome, aot.TooLarge))
@@ -110,13 +117,19 @@ def _serving(
     return not unfit, report.records(reports, {**_common(config, target, fits=not unfit), **found})
 
 
+def _left(budget: Budget, largest: StepReport) -> Budget:
+    """The budget, with what the largest step was found to need beside weights and cache."""
+    footprint = largest.compiled.footprint
+    return dataclasses.replace(budget, reserve=footprint.temporaries + footprint.code)
+
+
 def _training(
-    console: Console, family: Family, hf: Mapping[str, Any], config: Config, train: Training
+    console: Console, family: Family, hf: Mapping[str, Any], config: Config, train: Training, progress: Progress
 ) -> tuple[bool, Record]:
     """Whether the train step fits, and its row."""
     target = Target.for_training(config.chip, config.topology, train.mesh)
-    with console.status(f"Compiling the train step for {config.chip}"):
-        made = compile_training(family, hf, train, target)
+    made = compile_training(family, hf, train, target)
+    progress.done(f"train step, {'fits' if made.fits else 'does not fit'}")
     console.print()
     again = "layers computed again" if train.loop.recompute_layers else "all activations kept"
     name = Path(config.model).name
@@ -144,13 +157,15 @@ def _print_bodies(console: Console) -> None:
 
 
 def _search(
-    model: CausalLM, config: Config, target: Target, budget: Budget, batch: int, context: int
+    model: CausalLM, config: Config, target: Target, budget: Budget, batch: int, context: int, progress: Progress
 ) -> tuple[dict[str, Any], StepReport | None]:
     """Columns: the longest context at that batch, the largest batch at that context, each confirmed by a compile; and
     the report of that batch."""
     longest = _confirmed(model, config, target, budget.longest_context(batch), lambda c: (batch, c))
+    progress.done(f"longest context, {'none' if longest is None else f'{longest.context:,} tokens'}")
     most = budget.largest_batch(context)
     largest = _confirmed(model, config, target, most - most % 8 or most, lambda b: (b, context))
+    progress.done(f"largest batch, {'none' if largest is None else f'{largest.shape.num_seqs:,} sequences'}")
     columns: dict[str, Any] = {}
     for name, unit, made, value in (
         ("longest_context", "tokens", longest, longest and longest.context),

@@ -1,23 +1,24 @@
 """Where a decoding step's time goes: the device alone against the whole engine, in alternating rounds."""
 
 import contextlib
-import csv
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from flexjax import files
 from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine
 from flexjax.engine.lockstep import Followers
 from flexjax.engine.scheduler import Chunk, Plan
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.text import TextStream
 from flexjax.hardware import compile_cache
+from flexjax.progress import Progress
 from flexjax.refusal import Refusal
 
 
@@ -51,27 +52,31 @@ class Round:
 def run(config: Config, workdir: Path) -> int:
     compile_cache.enable()
     loaded = load_engine(config.model, config.engine)
+    rounds: list[Round] = []
     with contextlib.ExitStack() as stack:
         stack.callback(loaded.stop)
         (engine,) = loaded.here if isinstance(loaded, Replicas) else (loaded,)
-        rounds = _measure(engine, config)
-    _write(rounds, workdir / "profile.csv")
-    _print(rounds, config)
+        progress = stack.enter_context(Progress(config.rounds + 1))
+        for i, one in enumerate(_measured(engine, config)):
+            if i:  # The first warms up.
+                rounds.append(one)
+            which = f"round {i} of {config.rounds}" if i else "warming up"
+            progress.done(f"{which}: a step takes the device {one.device_ms:.3f}, the engine {one.engine_ms:.3f} ms")
+    if rounds:
+        _write(rounds, workdir / "profile.csv")
+        _print(rounds, config)
+    progress.close()
     return 0
 
 
-def _measure(engine: Engine, config: Config) -> list[Round]:
+def _measured(engine: Engine, config: Config) -> Iterator[Round]:
     rng = np.random.default_rng(0)
     size = config.engine.max_num_seqs
     prompts = rng.integers(1, engine.runner.vocab_size, (size, config.prompt_tokens))
     prompts = [tuple(row) for row in prompts.tolist()]
-    rounds = []
-    for i in track(range(config.rounds + 1), "Alternating device and engine"):
+    for _ in range(config.rounds + 1):
         device_ms = _device_round(engine, prompts, config)
-        one = Round(device_ms, *_engine_round(engine, prompts, config))
-        if i:  # The first warms up.
-            rounds.append(one)
-    return rounds
+        yield Round(device_ms, *_engine_round(engine, prompts, config))
 
 
 def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config) -> tuple[float, float]:
@@ -117,10 +122,8 @@ def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
 
 
 def _write(rounds: list[Round], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["device_ms", "engine_ms", "busy_host_ms", "overhead"])
-        writer.writerows([r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead] for r in rounds)
+    header = ("device_ms", "engine_ms", "busy_host_ms", "overhead")
+    files.write_csv(path, header, [(r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead) for r in rounds])
 
 
 def _print(rounds: list[Round], config: Config) -> None:

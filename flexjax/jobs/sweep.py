@@ -5,7 +5,6 @@ import datetime
 import importlib
 import importlib.util
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flexjax import config_file
-from flexjax.records import Record, append, read, to_json, write_json
+from flexjax import config_file, files
+from flexjax.progress import Progress
+from flexjax.records import Record, append, prepare, read, read_json, to_json, write_json
 from flexjax.refusal import Refusal
 from flexjax.sweep import EXECUTORS, ExecutorConfig, Outcome, Point, Task, grid, resolve
 
@@ -38,23 +37,22 @@ def run(config: Config, workdir: Path) -> int:
 
     `points/<key>/` holds each point's config file, log and results, `results.parquet` every record of all of them.
     """
+    prepare(workdir / "results.parquet")
     console = Console(highlight=False)
     points = _points(config)
     todo = [point for point in points if not _is_finished(workdir, point)]
     console.print(f"{len(points)} points, {len(points) - len(todo)} of them finished before", style="dim")
     by_key = {point.key: point for point in todo}
     tasks = [Task(point.key, point.config_file, _folder(workdir, point)) for point in todo]
-    columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        Progress(len(tasks)) as progress,
         closing(EXECUTORS[config.executor.kind](tasks, config.executor)) as outcomes,
     ):
-        shown = bar.add_task("", total=len(tasks))
         for outcome in outcomes:
             _keep(workdir, by_key[outcome.task.key], outcome)
-            bar.advance(shown)
-            console.print(_line(by_key[outcome.task.key], outcome), markup=False, soft_wrap=True)
+            progress.done(_line(by_key[outcome.task.key], outcome))
     _print_table(console, workdir, points, config)
+    progress.close()
     return 0 if all(_is_finished(workdir, point) for point in points) else 1
 
 
@@ -79,8 +77,7 @@ def _folder(workdir: Path, point: Point) -> Path:
 
 def _ended(workdir: Path, point: Point) -> dict[str, Any] | None:
     """What was noted when the point last ended; None if it has not."""
-    file = _folder(workdir, point) / "point.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(_folder(workdir, point) / "point.json")
 
 
 def _is_finished(workdir: Path, point: Point) -> bool:
@@ -92,20 +89,20 @@ def _is_finished(workdir: Path, point: Point) -> bool:
 def _keep(workdir: Path, point: Point, outcome: Outcome) -> None:
     """Adds the point's records to the sweep's, then notes that it has ended: a crash between repeats the point."""
     file = outcome.task.folder / "record.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = read_json(file)
+    lost = rows is None and file.is_file()
+    rows = rows or []
     mark = {"technique.sweep_point": point.key, "technique.sweep_json": to_json(point.overrides)}
     append(workdir / "results.parquet", [Record.of({**row, **mark}) for row in rows])
     note = {
         "overrides": point.overrides,
         "config": point.config,
-        "status": outcome.status,
+        "status": (outcome.status or 1) if lost else outcome.status,
         "seconds": round(outcome.seconds, 2),
         "records": len(rows),
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    pending = outcome.task.folder / "point.pending"
-    pending.write_text(json.dumps(note, indent=1) + "\n")
-    os.replace(pending, outcome.task.folder / "point.json")
+    files.write_text(outcome.task.folder / "point.json", json.dumps(note, indent=1) + "\n")
 
 
 def _line(point: Point, outcome: Outcome) -> str:

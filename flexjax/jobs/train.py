@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from flexjax import files, shipped
 from flexjax.causal_lm import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.refusal import Refusal
@@ -59,10 +60,11 @@ def run(config: Config, workdir: Path) -> int:
 
     Several processes need a workdir on a file system that they share.
     """
+    files.make_folder(workdir, "The workdir")
     mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()
-    tokenizer_home = Path(config.tokenizer or workdir / "model")
+    tokenizer_home = shipped.model(config.tokenizer) if config.tokenizer else workdir / "model"
     if not config.tokenizer and is_first() and not (tokenizer_home / "tokenizer.json").is_file():
         fresh = train_tokenizer((d.text for d in documents), config.vocab_size)
         save_tokenizer(fresh, tokenizer_home, config.model["max_position_embeddings"])

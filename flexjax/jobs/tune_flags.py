@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flexjax import causal_lm
+from flexjax import causal_lm, files, shipped
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
+from flexjax.progress import Progress
 from flexjax.records import environment
 from flexjax.refusal import Refusal
 from flexjax.tune import (
+    AGAIN,
     CompiledKernel,
     CompiledStep,
     Cost,
@@ -92,15 +94,22 @@ def run(config: Config, workdir: Path) -> int:
         writer.writerow(["phase", "candidate", *(f.name for f in dataclasses.fields(Cost)), "reason"])
 
         def report(trial: Trial) -> None:
-            _say(console, trial)
+            progress.done(f"{trial.phase:8} {describe(trial.candidate)}  {figure(trial)}")
             figures = dataclasses.astuple(trial.cost) if trial.cost else ("",) * len(dataclasses.fields(Cost))
             writer.writerow([trial.phase, describe(trial.candidate), *figures, trial.reason])
             file.flush()  # A flag may take the compiler, and with it this process, down.
 
-        finding = search(evaluator, factors, config.search, report)
+        most = sum(len(factor.values) for factor in factors) + config.search.trials + AGAIN
+        finding = None
+        with Progress(most, at_most=True) as progress:
+            finding = search(evaluator, factors, config.search, report)
+    if finding is None:  # Ended early: a set of half the trials would be none.
+        console.print(f"The trials so far: {workdir / 'trials.csv'}", markup=False, soft_wrap=True)
+        progress.close()
+    assert finding is not None
     today = datetime.date.today().isoformat()
     path = workdir / f"{config.set_name.rpartition('/')[2]}.txt"
-    path.write_text(set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
+    files.write_text(path, set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
     xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
     _print(console, config, finding, evaluator, path)
     return 0
@@ -124,8 +133,9 @@ def _blocks(kernel: str) -> list[Factor]:
 
 
 def _measured(config: Config) -> tuple[Evaluator, str]:
-    family, _ = causal_lm.family_of_directory(config.model)
-    model = family.load(config.model, dtype=jnp.dtype(config.engine.dtype))
+    directory = shipped.model(config.model)
+    family, _ = causal_lm.family_of_directory(directory)
+    model = family.load(directory, dtype=jnp.dtype(config.engine.dtype))
     backend = jax.default_backend()
     program = decode_program(model, config.engine, context=config.context, backend=backend)
     evaluator = MeasuredStep(model, program, context=config.context, rounds=config.rounds, dispatches=config.dispatches)
@@ -159,10 +169,6 @@ def _kernel(config: Config) -> tuple[Evaluator, str]:
     compiled = CompiledKernel(op, shape, chip.name)
     where = f"one {chip.full_name}, libtpu {environment.version('libtpu')}; moving its bytes alone takes"
     return compiled, f"{where} {compiled.least:.4g} µs"
-
-
-def _say(console: Console, trial: Trial) -> None:
-    console.print(f"  {trial.phase:8} {describe(trial.candidate)}  {figure(trial)}", markup=False, soft_wrap=True)
 
 
 def _print(console: Console, config: Config, finding: Finding, evaluator: Evaluator, path: Path) -> None:

@@ -2,13 +2,17 @@
 
 Each `append` adds one part under a name of its own, written elsewhere first and then renamed, so
 nothing is ever overwritten, processes may append at the same time, and a crash loses at most the
-rows in flight. Later rows may bring new columns; older ones then hold NULL there.
+rows in flight. A part that was cut or changed is found by the digest in its name, and left out.
+Later rows may bring new columns; older ones then hold NULL there.
 """
 
+import contextlib
 import datetime
+import hashlib
+import io
 import json
-import os
-import secrets
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,29 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flexjax import files
 from flexjax.records.schema import Record, Value
 from flexjax.refusal import Refusal
+
+_DIGITS = 16
+_DIGEST = re.compile(rf"-([0-9a-f]{{{_DIGITS}}})\.parquet$")
+
+
+def prepare(path: Path) -> None:
+    """Sees that the store `path` can take rows: called before what is to be stored is measured.
+
+    A part that cannot be read is renamed, with a warning; the rows of the others stay. Refusal where `path` is no
+    folder that can be written in.
+    """
+    if path.is_file():
+        raise Refusal(
+            f"The store {path} must be a folder of Parquet parts; it is a file. Move it away, or give another workdir."
+        )
+    if files.local(path, "The store").exists():
+        files.make_folder(path, "The store")
+    for part, fault in _parts(path)[1].items():
+        with contextlib.suppress(FileNotFoundError):  # Another process has renamed it.
+            logging.warning("A part of the store cannot be read and is now %s: %s", files.set_aside(part), fault)
 
 
 def append(path: Path, records: Sequence[Record]) -> Path | None:
@@ -29,17 +54,15 @@ def append(path: Path, records: Sequence[Record]) -> Path | None:
     if not records:
         return None
     table = _table([record.columns for record in records])
-    path.mkdir(parents=True, exist_ok=True)
+    prepare(path)
+    files.make_folder(path, "The store")
     _check_types(path, table)
+    content = io.BytesIO()
+    # A few rows a part: statistics and a second copy of the schema would outweigh them.
+    pq.write_table(table, content, compression="zstd", write_statistics=False, store_schema=False)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    part = path / f"{stamp}-{secrets.token_hex(4)}.parquet"
-    pending = part.with_suffix(".pending")
-    with open(pending, "wb") as file:
-        # A few rows a part: statistics and a second copy of the schema would outweigh them.
-        pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(pending, part)
+    part = path / f"{stamp}-{_digest(content.getvalue())}.parquet"
+    files.write_bytes(part, content.getvalue())
     return part
 
 
@@ -60,18 +83,54 @@ def read(path: Path) -> list[Record]:
 
 def write_json(path: Path, records: Sequence[Record]) -> None:
     """Writes the rows as one JSON array of objects; a file that is there is replaced whole."""
-    pending = path.with_suffix(".pending")
-    pending.write_text(json.dumps([dict(record.columns) for record in records], indent=1) + "\n")
-    os.replace(pending, path)
+    files.write_text(path, json.dumps([dict(record.columns) for record in records], indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None, with a warning, where it is missing or cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logging.warning("%s cannot be read: %s", path, error)
+        return None
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
-    if not any(path.glob("*.parquet")):
+    files.local(path, "A store")
+    whole, broken = _parts(path)
+    for part, fault in broken.items():
+        logging.warning("%s cannot be read and is left out: %s", part, fault)
+    if not whole:
         raise Refusal(f"There are no records in {path}: it is no folder of Parquet parts, or an empty one.")
     connection = duckdb.connect()
-    source = str(path / "*.parquet").replace("'", "''")
-    connection.execute(f"CREATE VIEW results AS SELECT * FROM read_parquet('{source}', union_by_name = true)")
+    sources = ", ".join("'" + str(part).replace("'", "''") + "'" for part in whole)
+    connection.execute(f"CREATE VIEW results AS SELECT * FROM read_parquet([{sources}], union_by_name = true)")
     return connection
+
+
+def _parts(path: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The parts that can be read, and those that cannot, with the reason.
+
+    A part's name ends in the digest of its bytes; of one without, from an older version, the footer is read.
+    """
+    whole, broken = [], {}
+    for part in sorted(path.glob("*.parquet")):
+        digest = _DIGEST.search(part.name)
+        try:
+            if digest is None:
+                pq.read_schema(part)
+            elif _digest(part.read_bytes()) != digest[1]:
+                raise OSError("its bytes have changed since it was written")
+            whole.append(part)
+        except (pa.ArrowException, OSError) as error:
+            broken[part] = " ".join(str(error).split())
+    return whole, broken
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 def _table(rows: Sequence[Mapping[str, Value]]) -> pa.Table:

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
-from flexjax.config_file import home
+from flexjax.files import write_bytes, write_text
 from flexjax.refusal import Refusal
+from flexjax.shipped import home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Task:
         """Writes the config file; returns its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.py"
-        path.write_text(self.config_file)
+        write_text(path, self.config_file)
         return path
 
 
@@ -117,7 +118,7 @@ def run_on_ray(tasks: Sequence[Task], config: ExecutorConfig) -> Outcomes:
             for name, content in files.items():
                 path = task.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                write_bytes(path, content)
             yield Outcome(task, status, seconds)
     finally:
         ray.shutdown()  # Ends the points that run; a cluster that was there before stays.

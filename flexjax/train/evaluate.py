@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from flexjax import shipped
 from flexjax.causal_lm import CausalLM, family_of_directory
 from flexjax.train import corpus
 from flexjax.train.corpus import Document
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="model directory, Hugging Face layout")
     parser.add_argument("--context", type=int, default=512, help="tokens that the model sees at once")
     args = parser.parse_args()
-    Console().print(report(args.directory, args.context))
+    Console().print(report(shipped.model(args.directory), args.context))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flexjax import files
 from flexjax.causal_lm import CausalLM
 from flexjax.refusal import Refusal
 from flexjax.train.checkpoint import Checkpoints
@@ -78,7 +79,8 @@ class Trainer:
     def run(self, on_checkpoint: Callable[["Trainer"], None]) -> None:
         """Trains to `loop.steps`; `on_checkpoint` is called after each state that is kept.
 
-        Raises Refusal when the loss is no longer finite; such a state is never kept.
+        Raises Refusal when the loss, or a number in a state that is to be kept, is no longer finite; such a state is
+        never kept.
         """
         config, first = self.loop, self.state.step
         log = LossLog(self.workdir / "loss.csv", first, self.batches.config.tokens_per_step, self.program.learning_rate)
@@ -123,6 +125,8 @@ class Trainer:
             )
         like_params, like_optimizer = self.program.kept_as
         saved = self.checkpoints.restore(_tree(self.program.kept_as))
+        step = self.checkpoints.latest_step  # An earlier one where the latest could not be read.
+        assert step is not None
         params = jax.tree.map(lambda x: x, like_params)  # A copy, to be filled.
         nnx.replace_by_pure_dict(params, saved["params"])
         optimizer = jax.tree.unflatten(jax.tree.structure(like_optimizer), saved["optimizer"])
@@ -143,16 +147,29 @@ def is_first() -> bool:
 
 class LossLog:
     """loss.csv: the mean loss of every few steps, written by process 0. Rows past the step that a run resumes from are
-    dropped."""
+    dropped, and what is left of one that was being written when the run was killed."""
 
     def __init__(self, path: Path, step: int, tokens_per_step: int, learning_rate: optax.Schedule):
         self.path = path
         self.tokens_per_step, self.learning_rate = tokens_per_step, learning_rate
-        kept = [row for row in (read_log(path) if path.is_file() else []) if row["step"] <= step]
+        rows, damaged, cut = _read(path) if path.is_file() else ([], [], "")
+        kept = [row for row in rows if row["step"] <= step]
         self.train_s = kept[-1]["train_s"] if kept else 0.0
         self.writes = is_first()
+        multihost_utils.sync_global_devices("loss.csv is read")
         if self.writes:
-            with path.open("w", newline="") as file:
+            if cut:
+                logging.warning("%s ends within a row, which is cut off: %r", path, cut[:80])
+            if damaged:
+                aside = files.set_aside(path)
+                logging.warning(
+                    "%s: %d lines are no rows, first %r; it is now %s, and the rows go on in a new file.",
+                    path,
+                    len(damaged),
+                    damaged[0][:80],
+                    aside,
+                )
+            with files.replacing(path, newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(kept)
@@ -173,16 +190,33 @@ class LossLog:
             "train_s": round(self.train_s, 2),
         }
         if self.writes:
-            with self.path.open("a", newline="") as file:
+            with files.naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, COLUMNS).writerow(row)
         return row
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a loss.csv as numbers."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: (int if name in ("step", "tokens") else float)(row[name]) for name in COLUMNS} for row in rows]
+    """The whole rows of a loss.csv as numbers."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[str], str]:
+    """The rows as numbers, the lines that are none, and what stands after the last line end: a row that was cut."""
+    *lines, cut = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows, damaged = [], []
+    for index, line in enumerate(lines):
+        cells = line.removesuffix("\r").split(",")
+        if index == 0 and cells == list(COLUMNS):
+            continue
+        try:
+            rows.append({name: _number_of(name)(cell) for name, cell in zip(COLUMNS, cells, strict=True)})
+        except ValueError:
+            damaged.append(line)
+    return rows, damaged, cut
+
+
+def _number_of(column: str) -> Callable[[str], int | float]:
+    return int if column in ("step", "tokens") else float
 
 
 def _progress() -> Progress:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from flexjax import files
 from flexjax.train.loop import read_log
 
 
@@ -18,4 +19,5 @@ def plot_loss(log: Path, picture: Path) -> None:
     loss.grid(alpha=0.3)
     rate.plot(tokens, [r["learning_rate"] for r in rows], linewidth=1, color="gray")
     rate.set(ylabel="learning rate", xlabel="training tokens, millions")
-    figure.savefig(picture)
+    with files.replacing(picture, "wb") as file:
+        figure.savefig(file, format="png")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from flexjax import files
 from flexjax.refusal import Refusal
 from flexjax.tokenizer_files import open_tokenizer
 
@@ -45,7 +46,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, max_position: in
     """Writes tokenizer.json, tokenizer_config.json and generation_config.json."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    files.write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     end = tokenizer.token_to_id(END_OF_TEXT)
     _write_json(
         directory / "tokenizer_config.json",
@@ -65,4 +66,4 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    files.write_text(path, json.dumps(value, indent=2) + "\n")

@@ -4,7 +4,7 @@ from flexjax.tune.compiled import CompiledStep
 from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
 from flexjax.tune.kernel import CompiledKernel, MeasuredKernel, tuning_of
 from flexjax.tune.measured import MeasuredStep
-from flexjax.tune.search import Factor, Finding, SearchConfig, Trial, search
+from flexjax.tune.search import AGAIN, Factor, Finding, SearchConfig, Trial, search
 from flexjax.tune.set_file import set_file
 from flexjax.tune.step import decode_program, decode_shape
 
@@ -24,6 +24,7 @@ __all__ = [
     "decode_shape",
     "tuning_of",
     # The search, and the set file that it ends in.
+    "AGAIN",
     "Factor",
     "Finding",
     "SearchConfig",

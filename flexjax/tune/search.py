@@ -15,6 +15,7 @@ from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
 
 Phase = Literal["alone", "together", "again"]
 Report = Callable[["Trial"], None]
+AGAIN = 3  # Candidates that are measured afresh at most, the best first.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def search(evaluate: Evaluator, factors: Sequence[Factor], config: SearchConfig,
     helpful = [f for f in factors if any(_helps(made.known(f.name, v), config.least_gain / 2) for v in f.values)]
     if len(helpful) > 1:
         _combine(made, helpful, config)
-    for trial in made.ranked()[:3]:
+    for trial in made.ranked()[:AGAIN]:
         cost = made.cost(trial.candidate, "again")
         if cost is not None and cost.pays(config.least_gain):
             return Finding(trial.candidate, cost, tuple(made.trials))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flexjax import files
 from flexjax.causal_lm import Axes, Convert, Place, family_of_directory, set_parameter
 from flexjax.refusal import Refusal
 from flexjax.safetensors_io import SafetensorsFile, TensorEntry, TensorToWrite, open_checkpoint, write_checkpoint
@@ -109,7 +110,7 @@ def save(model: Transformer, directory: str | Path, *, max_shard_bytes: int = 5_
 
     hf = config_to_hf(config, model.embedding.dtype)
     write_checkpoint(directory, {name: tensor(sources) for name, sources in pieces.items()}, max_shard_bytes)
-    (Path(directory) / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    files.write_text(Path(directory) / "config.json", json.dumps(hf, indent=2) + "\n")
 
 
 def _tensors(directory: str | Path, around: Around | None) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
+import errno
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from flexjax.hardware import compile_cache
 from flexjax.hardware.compile_cache import CompileCounter
+from flexjax.refusal import Refusal
 
 
 @pytest.fixture
@@ -60,3 +64,64 @@ def test_the_directory_follows_xdg(monkeypatch, tmp_path):
 
 def test_the_directory_is_private(cache):
     assert cache.stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def given(cache):
+    """Sets the directory that JAX was given; `cache` puts it back."""
+    return lambda directory: jax.config.update("jax_compilation_cache_dir", directory)
+
+
+@pytest.mark.parametrize("bucket", ["gs://my-bucket/jax-cache", "s3://my-bucket/a"])
+def test_a_bucket_stays_what_jax_was_given(given, bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    given(bucket)
+    assert compile_cache.enable() is None
+    assert jax.config.jax_compilation_cache_dir == bucket
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("url", ["http://host/a", "hdfs://host/a", "file:///a"])
+def test_another_url_is_refused_by_name(given, url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    given(url)
+    with pytest.raises(Refusal, match=rf"a bucket that JAX opens \(gs://, .*; got {url}"):
+        compile_cache.enable()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bucket_as_a_path_is_refused(cache):
+    with pytest.raises(Refusal, match="got gs:/bucket"):
+        compile_cache.enable(Path("gs://bucket"))
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("fault", ["a file in the way", "no space", "read-only", "no home"])
+def test_a_directory_that_cannot_be_used_is_a_warning(given, fault, tmp_path, monkeypatch, caplog):
+    directory = tmp_path / "here"
+    given(str(directory))
+    if fault == "a file in the way":
+        directory.touch()
+    elif fault == "no space":
+        monkeypatch.setattr(compile_cache.tempfile, "TemporaryFile", no_space)
+    elif fault == "read-only":
+        monkeypatch.setattr(Path, "mkdir", no_space)
+    else:
+        given(None)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", no_home)
+    assert compile_cache.enable() is None
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "Compiled programs are not kept" in caplog.text
+    with CompileCounter() as counter:
+        program()(jnp.ones((6, 6)))
+    assert counter.backend_compiles > 0 and counter.cache_hits == 0

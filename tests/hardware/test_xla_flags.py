@@ -73,7 +73,7 @@ def test_an_unknown_set_lists_the_known(name):
 
 
 def test_flags_given_by_hand_win(monkeypatch):
-    monkeypatch.setattr(xla_flags, "_jax_started", lambda: False)
+    monkeypatch.setattr(xla_flags, "jax_started", lambda: False)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_two=4")
     xla_flags.apply(xla_flags.FlagSet("v5e/x", "LIBTPU_INIT_ARGS", xla_flags.parse(GOOD, "a.txt")))
     assert xla_flags.in_force()["LIBTPU_INIT_ARGS"] == "--xla_one=true --xla_two=3 --xla_two=4"

@@ -236,8 +236,10 @@ def test_what_makes_no_sense_is_refused(config, change, message):
 
 
 def test_a_model_that_is_not_there_and_a_context_too_short(config, tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer\.json does not exist. Set model to a directory"):
+    with pytest.raises(ValueError, match=r"nowhere does not exist. Models that ship: .*pydoc-7m"):
         bench.run(dataclasses.replace(config, model=str(tmp_path / "nowhere")), tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json does not exist. Set model to a directory"):
+        bench.run(dataclasses.replace(config, model=str(tmp_path)), tmp_path)
     long = dataclasses.replace(config.workload, output=Lengths(4, 0.3, 2, 17))
     with pytest.raises(ValueError, match="16 \\+ 17 = 33 tokens, the model has 32"):
         bench.run(dataclasses.replace(config, workload=long), tmp_path)

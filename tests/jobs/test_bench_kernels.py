@@ -41,6 +41,23 @@ def test_bodies_are_timed_against_the_limit_and_refusals_told(tmp_path, capsys, 
         assert record.columns[f"metrics.an_op_small_{row['body']}_us"] == pytest.approx(1e6 * float(row["median_s"]))
 
 
+def test_an_interrupted_run_keeps_the_shapes_that_were_timed(tmp_path, capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    second = dataclasses.replace(case("fast", refuse), shape="second", make=interrupt)
+    monkeypatch.setattr(bench_kernels, "_cases", lambda op: iter([case("fast", lambda x, y: x + y), second]))
+    monkeypatch.setattr(
+        bench_kernels, "limits", lambda *args: Limits(read={1: 1e9}, copy={1: 1e9}, products={"float32": 1e9})
+    )
+    with pytest.raises(KeyboardInterrupt):
+        bench_kernels.run(Config(ops=("ssd",), rounds=1, round_s=0.001), tmp_path)
+    assert "[1/3] an_op small: fast " in capsys.readouterr().out
+    assert len((tmp_path / "kernels.csv").read_text().splitlines()) == 2
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert record.columns["benchmark.invalid_reasons"] == "interrupted after 1 of 3 parts"
+
+
 def test_a_shape_too_large_for_this_machine_is_left_out_and_told(tmp_path, capsys, monkeypatch):
     large = dataclasses.replace(case("fast", refuse), shape="huge", moved_bytes=1e15)
     monkeypatch.setattr(bench_kernels, "_cases", lambda op: iter([case("fast", lambda x, y: x + y), large]))

@@ -1,4 +1,5 @@
 import csv
+import re
 import types
 
 import pytest
@@ -26,6 +27,23 @@ def test_what_is_printed_and_kept(tmp_path, capsys):
     assert record.columns["metrics.waited_for_us"] == pytest.approx(1e6 * float(rows["waited for"]["median_s"]))
     assert max(float(row["of_best"]) for row in rows.values() if row["kind"] == "float32") == 1.0
     assert rows["read 1 MiB"]["of_table"] == ""  # The table of chips states no rate for a CPU.
+
+
+def test_an_interrupted_run_keeps_the_parts_that_ended(tmp_path, capsys, monkeypatch):
+    def interrupt(sizes_mib):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_micro, "memory", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench_micro.run(SMALL, tmp_path)
+    printed = capsys.readouterr().out
+    (products,) = re.findall(r"\[1/4\] Matrix products, (\d+) measured: .* left$", printed, re.MULTILINE)
+    assert "Interrupted after 1 of 4 parts; what is done is kept." in printed
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert record.columns["benchmark.valid"] is False
+    assert record.columns["benchmark.invalid_reasons"] == "interrupted after 1 of 4 parts"
+    assert record.columns["metrics.matmul_float32_16_gop_per_s"] > 0
+    assert (tmp_path / "micro.csv").read_text().count("Matrix products") == int(products)
 
 
 def test_shares_are_of_the_chips_own_published_rates():

@@ -70,6 +70,29 @@ def ran() -> list[int]:
     return found
 
 
+def test_an_interrupted_sweep_shows_what_has_ended_and_goes_on(folder, capsys, monkeypatch):
+    real, kept = sweep._keep, []
+
+    def keep(*args):
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(args)
+        real(*args)
+
+    monkeypatch.setattr(sweep, "_keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(CONFIG, folder / "w")
+    printed = capsys.readouterr().out
+    assert "[2/4] " in printed and " left\n" in printed
+    assert "Interrupted after 2 of 4 parts; what is done is kept." in printed
+    assert printed.count("not run") == 2
+    assert len(json.loads((folder / "w" / "record.json").read_text())) == 4  # Two of each point.
+    ran()
+    monkeypatch.setattr(sweep, "_keep", real)
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 2
+
+
 def test_every_point_runs_once_and_its_records_come_together(folder, capsys):
     assert sweep.run(CONFIG, folder / "w") == 0
     assert ran() == [8, 8, 16, 16]
@@ -125,6 +148,23 @@ def test_a_sweep_that_is_cut_off_keeps_the_points_that_had_ended(folder, monkeyp
     assert sweep.run(CONFIG, folder / "w") == 0
     assert len(ran()) == 3
     assert len({r.columns["technique.sweep_point"] for r in records.read(folder / "w" / "results.parquet")}) == 4
+
+
+def test_a_torn_note_or_record_repeats_its_point(folder):
+    sweep.run(CONFIG, folder / "w")
+    ran()
+    notes = sorted((folder / "w" / "points").glob("*/point.json"))
+    notes[0].write_text(notes[0].read_text()[:20])
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 1
+
+    notes[0].unlink()
+    Path("launcher.py").write_text(LAUNCHER + '(workdir / "record.json").write_text("[{")')
+    assert sweep.run(CONFIG, folder / "w") == 1
+    assert json.loads(notes[0].read_text())["status"] == 1
+    Path("launcher.py").write_text(LAUNCHER)
+    assert sweep.run(CONFIG, folder / "w") == 0
+    assert len(ran()) == 2
 
 
 def test_points_that_resolve_to_the_same_run_once(folder):

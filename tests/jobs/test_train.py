@@ -1,6 +1,7 @@
 """The train job: a directory that any tool can load, a resumable workdir, refusals that help."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import socket
@@ -15,11 +16,13 @@ import orbax.checkpoint as ocp
 import pytest
 from devices import REPOSITORY, environment
 
+from flexjax import safetensors_io
 from flexjax.config import from_config_dict
 from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
-from flexjax.train import corpus
+from flexjax.refusal import Refusal
+from flexjax.train import corpus, digests
 from flexjax.train.corpus import Document
 from flexjax.train.loop import read_log
 from models import transformer
@@ -96,6 +99,26 @@ def test_another_vocabulary_size_is_refused(config, tmp_path):
         train.run(dataclasses.replace(config, vocab_size=301), tmp_path)
 
 
+def test_a_workdir_that_is_a_url_is_refused_and_makes_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="must be a path of this machine; got gs:/bucket/run"):
+        train.run(config, Path("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_export_before_as_it_was(config, tmp_path, monkeypatch):
+    train.run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4)), tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def write(file, tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors_io, "_write", write)
+    with pytest.raises(OSError, match=r"No space left on device: .*model\.safetensors'"):
+        train.run(config, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
 def test_exactly_one_architecture(config, tmp_path):
     model = {**config.model, "architectures": ()}
     with pytest.raises(ValueError, match="exactly one architecture; got"):
@@ -152,15 +175,18 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-    """From the start, and from the state that one process left; four devices each, and files from process 0."""
+    """From the start, and from the states that one process left, of which the last is cut, so that both take the one
+    before; four devices each, and files from process 0."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     run_on_eight_devices(1, one)
     shutil.copytree(one, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "4")
+    (resumed / "checkpoints" / "4" / "default" / "manifest.ocdbt").write_bytes(b"")
     two.mkdir()
     first, second = run_on_eight_devices(2, two, resumed)
     assert "starting at step 2" in first and "starting at step" not in second
+    assert (resumed / "checkpoints" / "4.unreadable").is_dir()
     for workdir in (two, resumed):
+        assert digests.fault(workdir / "checkpoints" / "4") == ""
         rows, wanted = read_log(workdir / "loss.csv"), read_log(one / "loss.csv")
         np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in wanted], rtol=1e-6)
         # Sums over processes in another order; a step is 3e-3 long.

@@ -49,9 +49,10 @@ def test_what_pays_becomes_a_set_that_the_compiler_takes(tmp_path, monkeypatch, 
     monkeypatch.setattr(MeasuredStep, "__call__", lambda self, candidate, effort=1: cost)
     config = dataclasses.replace(CONFIG, factors=CONFIG.factors[:1])
     assert tune_flags.run(config, tmp_path) == 0
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "decode.txt").rename(tmp_path / "cpu" / "decode.txt")
-    flags = xla_flags.load("cpu/decode", tmp_path)
+    (tmp_path / "xla_flags" / "cpu").mkdir(parents=True)
+    (tmp_path / "decode.txt").rename(tmp_path / "xla_flags" / "cpu" / "decode.txt")
+    monkeypatch.chdir(tmp_path)
+    flags = xla_flags.load("cpu/decode")
     assert str(flags) == "--xla_cpu_prefer_vector_width=512"
     assert flag_check.refused(flags) == {}
     assert "1 → 0.8 ms a step: 0.800 of the time (0.790–0.810)" in capsys.readouterr().out

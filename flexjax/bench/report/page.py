@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from flexjax import files
 from flexjax.bench import cost
 from flexjax.bench.report import plots, table
 from flexjax.bench.report.rows import model_name
@@ -57,10 +58,10 @@ def write_report(workdir: Path, result: BenchResult, columns: Mapping[str, Value
     rows = table.rows(result, chips.detect())
     figures = plots.figures(result, rows)
     for name, figure in figures.items():
-        (workdir / f"{name}.png").write_bytes(plots.png(figure))
+        files.write_bytes(workdir / f"{name}.png", plots.png(figure))
     svgs = {name: plots.svg(figure) for name, figure in figures.items()}
     path = workdir / "report.html"
-    path.write_text(render(result, rows, svgs, machine), encoding="utf-8")
+    files.write_text(path, render(result, rows, svgs, machine))
     return path
 
 
