@@ -79,6 +79,7 @@ class Connections:
         # Without anyio, httpcore would export a stand-in of another type.
         self._backend = cast(httpcore.AsyncNetworkBackend, httpcore.AnyIOBackend())
         self._idle: list[_Connection] = []
+        self._all: set[_Connection] = set()
         self._kept = False
         self._busy = 0
         self._most_busy = 0
@@ -126,8 +127,9 @@ class Connections:
             self._busy -= 1
 
     async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().http.aclose()
+        self._idle.clear()
+        while self._all:  # Also those whose request was cancelled before it could give them back.
+            await self._all.pop().http.aclose()
 
     async def _send(self, method: str, path: str, content: bytes) -> tuple[_Connection, httpcore.Response]:
         url = httpcore.URL(scheme=self._scheme, host=self._host, port=self._port, target=(self._path + path).encode())
@@ -155,7 +157,9 @@ class Connections:
             stream = await stream.start_tls(self._ssl, self._host.decode(), timeout=self._connect_s)
         counted = _Counted(stream, secure=self._ssl is not None)
         origin = httpcore.Origin(self._scheme, self._host, self._port)
-        return _Connection(counted, httpcore.AsyncHTTP11Connection(origin, counted))
+        connection = _Connection(counted, httpcore.AsyncHTTP11Connection(origin, counted))
+        self._all = {known for known in self._all if not known.http.is_closed()} | {connection}
+        return connection
 
 
 async def _usable(connection: _Connection) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import httpcore
+import psutil
 import pytest
 from odd_scenarios import GOOD, MODELS
 from odd_server import CUT, OddServer, Reply
@@ -163,6 +164,24 @@ def test_it_is_not_sent_again_over_a_new_connection(server):
 
     connections, _ = run(server, use)
     assert (connections.repeated, len(server.of("always cut"))) == (1, 3)
+
+
+def test_a_request_cancelled_at_any_moment_leaves_no_socket_open(server):
+    port = int(server.url.rsplit(":", 1)[1])
+
+    async def cancelled_after(steps: int) -> int:
+        connections = Connections(server.url)
+        await ask(connections, "good")
+        request = asyncio.create_task(ask(connections, "good"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await connections.close()
+        found = psutil.Process().net_connections()
+        return sum(c.status == psutil.CONN_ESTABLISHED and c.raddr.port == port for c in found if c.raddr)
+
+    assert [asyncio.run(cancelled_after(steps)) for steps in range(30)] == [0] * 30
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/below/v1/"])
