@@ -74,10 +74,10 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        priority: int | Sequence[int] = 0,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """One `RequestOutput` a prompt, in order, with `params` and `priority` for all or one for each; lower
-        priorities go first.
+        priorities go first, and None is 0.
 
         Every prompt is checked before the first is run: Refusal names the one that cannot be served. A fault of one
         request ends it alone, with finish_reason "error" and the reason in `error`; RuntimeError, from its cause, when
@@ -174,7 +174,7 @@ class LLM:
             raise RuntimeError(event.error) from self.engine.failure
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int | None = None
     ) -> AsyncIterator[TokenEvent]:
         """The events of one prompt as they happen; leaving the loop early cancels the request. RuntimeError, from its
         cause, when the engine fails."""
@@ -237,8 +237,8 @@ class LLM:
             raise Refusal("This model directory has no tokenizer.json; give prompts as token ids.")
         return self.engine.vocabulary.encode(prompt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams, priority: int, listener=None) -> Request:
-        return Request(f"llm-{next(_numbers)}", self._tokens(prompt), params, priority, listener)
+    def _request(self, prompt: Prompt, params: SamplingParams, priority: int | None, listener=None) -> Request:
+        return Request(f"llm-{next(_numbers)}", self._tokens(prompt), params, priority or 0, listener)
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -224,7 +224,7 @@ def test_process_0_streams_and_generates_while_the_other_follows(made, greedy):
     assert first["stream"] == greedy * 2
     assert first["alone"] == greedy
     assert first["open"] == 0
-    assert second["stream"].startswith("NotImplementedError: Process 0 takes the requests")
+    assert second["stream"].startswith("Unsupported: Process 0 takes the requests")
 
 
 @pytest.mark.slow
@@ -238,8 +238,8 @@ def test_every_replica_had_its_share(made):
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        ("other prompts", "ValueError: An engine over several processes is given the same prompts"),
-        ("bad prompt", "ValueError: Prompt 1: A prompt needs at least one token"),
+        ("other prompts", "Refusal: An engine over several processes is given the same prompts"),
+        ("bad prompt", "Refusal: Prompt 1: A prompt needs at least one token"),
     ],
 )
 def test_what_two_processes_cannot_do_is_refused_in_both(made, attempt, message):
