@@ -147,7 +147,7 @@ def _read(path: Path) -> str:
 
 def _named(value: Any, path: Path) -> dict[str, str]:
     """One template, or several: a list of objects with `name` and `template`, or an object of both."""
-    if value is None:
+    if not value:  # Null, or nothing in it.
         return {}
     if isinstance(value, str):
         return {"default": value}

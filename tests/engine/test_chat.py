@@ -79,6 +79,7 @@ def test_where_templates_stand(tmp_path, saved, files, asked, text):
     ("saved", "asked", "why"),
     [
         (None, {}, "has no chat template.*Pass one as chat_template"),
+        ([], {}, "has no chat template"),
         (NAMED, {"chat_template": "rag"}, r"\['default', 'tool_use'\], asked for is 'rag'"),
         ([{"name": "rag", "template": "x"}], {}, r"no default one.*\['rag'\]"),
         (
@@ -102,7 +103,7 @@ def test_what_cannot_be_rendered_is_refused(tmp_path, saved, asked, why):
         templates(tmp_path, saved).render(TALK, **asked)
 
 
-@pytest.mark.parametrize("value", [3, [], ["text"], [{"name": "default"}], {"default": 1}])
+@pytest.mark.parametrize("value", [3, ["text"], [{"name": "default"}], {"default": 1}])
 def test_a_template_of_another_form_is_refused(tmp_path, value):
     with pytest.raises(Refusal, match=r"chat_template in .*tokenizer_config\.json must be"):
         templates(tmp_path, value)
