@@ -1,7 +1,6 @@
 """Measures two sides under MLPerf rules in alternating rounds, and says how many times better one is."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +34,7 @@ from flexjax.bench import (
 )
 from flexjax.bench.report import print_table, records_of, write_report
 from flexjax.bench.validity import limits_met
+from flexjax.causal_lm import family_of_directory
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.records import append, environment, prepare, to_json, write_json
@@ -323,12 +323,12 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
             f"The workload is made with the model's tokenizer; {file} does not exist. Set model to a directory in "
             "Hugging Face layout, relative to the current folder or absolute."
         )
-    limits = [side.engine or config.engine for side in (config.a, config.b) if side.kind == "engine"]
-    lengths = [e.max_model_len for e in limits if e.max_model_len]
-    hf = directory / "config.json"
-    if hf.is_file():
-        fields = json.loads(hf.read_text())
-        lengths += [n for n in (fields.get("max_position_embeddings"), fields.get("n_positions")) if n]
+    local = [side for side in (config.a, config.b) if side.kind != "http"]
+    engines = [side.engine or config.engine for side in local if side.kind == "engine"]
+    lengths = [e.max_model_len for e in engines if e.max_model_len]
+    if local:  # A server may have a model of a class that is not served here.
+        family, hf = family_of_directory(directory)
+        lengths.append(family.config_from_hf(hf).max_position)
     longest = config.workload.input.high + config.workload.output.high
     return open_tokenizer(file), min(lengths, default=longest)
 
