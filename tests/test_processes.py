@@ -38,7 +38,7 @@ class Boxes:
         self.shared[to, box].put(letter)
 
     def take(self, box, timeout=None):
-        return self.shared[self.index, box].get(timeout=timeout or 30)
+        return self.shared[self.index, box].get(timeout=timeout)
 
     def close(self):
         self.ended.set()
