@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from flexjax import shipped
 from flexjax.causal_lm import CausalLM, family_of_directory
+from flexjax.hardware import platforms
 from flexjax.train import corpus
 from flexjax.train.corpus import Document
 from flexjax.train.data import tokenize
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="model directory, Hugging Face layout")
     parser.add_argument("--context", type=int, default=512, help="tokens that the model sees at once")
     args = parser.parse_args()
+    platforms.cpu_unless_accelerated()
     Console().print(report(shipped.model(args.directory), args.context))
 
 
