@@ -16,7 +16,7 @@ def test_a_letter_that_cannot_be_read_ends_it_for_all(post, caplog):
     here, there = multiprocessing.Pipe()
     there.send((0, "box", "first"))
     there.send_bytes(b"no pickle")
-    post._read(here)
+    post._read(0, here)
     assert post.take("box") == "first" and post.take("box") is None
     assert post.ended.is_set() and not post.closed
     assert "cannot be read" in caplog.text
@@ -25,7 +25,7 @@ def test_a_letter_that_cannot_be_read_ends_it_for_all(post, caplog):
 def test_a_line_that_is_cut_ends_it_for_all(post):
     here, there = multiprocessing.Pipe()
     there.close()
-    post._read(here)
+    post._read(0, here)
     assert post.take("any") is None and not post.closed
 
 
