@@ -1,13 +1,11 @@
 """Published config.json files: small copies of those that load generate, the others are refused for their reason."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import published_configs as corpus
@@ -19,7 +17,6 @@ from flexjax import LLM, SamplingParams
 from flexjax.causal_lm import set_parameter
 from flexjax.refusal import Refusal
 from models import transformer
-from models.transformer import Rope
 
 PUBLISHED = corpus.read()
 LOADS = [p for p in PUBLISHED if not p.refused]
@@ -46,28 +43,14 @@ def write(hf: Mapping[str, Any], directory: Path) -> Path:
 
 def greedy(model: transformer.Transformer, count: int) -> list[int]:
     """Tokens after the prompt by the whole network at each step."""
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def logits(state: Any, tokens: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, state)
-        return model.logits(model.dense(tokens)[0][0])
-
     tokens = list(PROMPT)
     for _ in range(count):
-        # Of one length always, for one program: later tokens change no earlier one.
-        found = logits(state, jnp.asarray([tokens + [0] * (8 - len(tokens))]))[len(tokens) - 1]
+        # Of one length always, so that each op is compiled once for all models: later tokens change no earlier one.
+        hidden, _ = model.dense(jnp.asarray([tokens + [0] * (8 - len(tokens))]))
+        found = model.logits(hidden[0])[len(tokens) - 1]
         assert jnp.isfinite(found).all()
         tokens.append(int(found.argmax()))
     return tokens[len(PROMPT) :]
-
-
-def structure(config: transformer.TransformerConfig) -> transformer.TransformerConfig:
-    """The config with numbers that change no program's form made alike: models that share it share how they run."""
-    kinds = {layer.rope: layer.rope and Rope(scaling=layer.rope.scaling) for layer in config.layers}
-    layers = tuple(dataclasses.replace(layer, rope=kinds[layer.rope]) for layer in config.layers)
-    alike = dict(layers=layers, norm_eps=1e-6, query_scalar=None, eos_token_id=None, bos_token_id=None)
-    return dataclasses.replace(config, **alike)
 
 
 def through_the_engine(directory: Path) -> list[int]:
@@ -94,14 +77,9 @@ def test_refused_for_its_reason(published):
 
 
 def test_small_copies_load_and_generate(tmp_path):
-    """Each loads from its directory; of those that run alike, the first generates."""
-    ran = set()
     for number, p in enumerate(LOADS):
         model = transformer.load(write(corpus.small(p.config), tmp_path / str(number)), dtype=jnp.float32)
-        if structure(model.config) not in ran:
-            assert len(greedy(model, 2)) == 2, p.name
-            ran.add(structure(model.config))
-    assert len(ran) >= 15
+        assert len(greedy(model, 2)) == 2, p.name
 
 
 def first_of_each_class() -> dict[str, corpus.Published]:
