@@ -12,6 +12,7 @@ _UNKNOWN = "\ufffd"  # What stands in a text for bytes that are no character.
 # A character has four bytes, and decoders look one token back: so many tokens tell what comes after them.
 _KEPT = 4
 _WINDOW = 8  # At so many tokens without a whole character at their end only the last `_KEPT` stay.
+_MOST_PAIRS = 100_000  # Some 20 MB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Tokens:
     special: frozenset[int]
     byte_values: Mapping[int, int]  # Of byte fallback: id → the byte.
     lengths: dict[int, int] = dataclasses.field(default_factory=dict)  # Id → characters alone; -1 is no text at all.
+    pairs: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)  # What the second adds to the first.
 
     @staticmethod
     def of(tokenizer: Tokenizer) -> "Tokens":
@@ -58,11 +60,17 @@ class Detokenizer:
         self._given = 0  # Characters of the window's text that are given out.
         self._run: list[int] = []  # Byte tokens that are no whole character yet.
         self._broken = False  # Whether the current run of byte tokens has had a wrong one.
+        self._alone: int | None = None  # The token that is all of the window, between two characters.
         for token_id in self._context(after):
             self.push(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that has become final."""
+        if self._alone is not None:
+            known = self._tokens.pairs.get((self._alone, token_id))
+            if known is not None:
+                self._stand_alone(token_id)
+                return known
         if self._length(token_id) < 0:
             return ""
         if token_id in self._tokens.byte_values:
@@ -95,7 +103,11 @@ class Detokenizer:
             self._tokens.lengths[token_id] = length
         return length
 
+    def _stand_alone(self, token_id: int) -> None:
+        self._window, self._given, self._alone = [(token_id,)], self._tokens.lengths[token_id], token_id
+
     def _extend(self, tokens: tuple[int, ...]) -> str:
+        before, self._alone = self._alone, None
         self._window.append(tokens)
         text = self._decoded()
         # The last one may be the first bytes of a character; those before it are wrong bytes, whatever comes.
@@ -104,16 +116,26 @@ class Detokenizer:
         alone = self._length(tokens[0]) if len(tokens) == 1 else 1
         if alone and end == len(text):  # Between two characters the last token that has text is context enough.
             self._window, self._given = [tokens], alone
+            if len(tokens) == 1:
+                self._stand_alone(tokens[0])
+                if before is not None:
+                    self._remember(before, tokens[0], new)
         elif len(self._window) >= _WINDOW:
             open_end = len(text) - self._given
             del self._window[:-_KEPT]
             self._given = len(self._decoded()) - open_end
         return new
 
+    def _remember(self, before: int, token_id: int, new: str) -> None:
+        if len(self._tokens.pairs) >= _MOST_PAIRS:
+            self._tokens.pairs.clear()
+        self._tokens.pairs[before, token_id] = new
+
     def _decoded(self) -> str:
         return self._tokenizer.decode(list(itertools.chain.from_iterable(self._window)))
 
     def _push_byte(self, token_id: int) -> str:
+        self._alone = None
         if self._broken:
             return _UNKNOWN
         self._run.append(token_id)
