@@ -252,6 +252,7 @@ class Engine:
         """Float32 logits [T, V] of a text; over several processes between two steps, by the engine's thread."""
         if self.failure is not None:
             self.loop.check_open()
+        rows_per_step = min(rows_per_step, self.max_model_len)  # No text has more.
         if self.followers is None:
             return self._scorers(tuple(tokens), rows_per_step)
         self.start()

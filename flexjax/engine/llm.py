@@ -89,8 +89,8 @@ class LLM:
         each = _for_each("SamplingParams", params or SamplingParams(), len(batch))
         priorities = _for_each("priority", priority, len(batch))
         requests = [self._request(*one) for one in zip(batch, each, priorities, strict=True)]
-        stated = [(request.prompt_token_ids, request.params, request.priority) for request in requests]
-        return self._together(f"generate {stated}", lambda: self._generate(batch, requests))
+        stated = lambda: [(request.prompt_token_ids, request.params, request.priority) for request in requests]
+        return self._together(lambda: f"generate {stated()}", lambda: self._generate(batch, requests))
 
     def _generate(self, batch: Sequence[Prompt], requests: Sequence[Request]) -> list[RequestOutput]:
         ended: SimpleQueue[None] = SimpleQueue()
@@ -211,7 +211,8 @@ class LLM:
                 )
             engine.check_tokens(tokens)
         return self._together(
-            f"score {batch} by {rows_per_step}", lambda: [engine.score(tokens, rows_per_step) for tokens in batch]
+            lambda: f"score {batch} by {rows_per_step}",
+            lambda: [engine.score(tokens, rows_per_step) for tokens in batch],
         )
 
     def follow(self) -> None:
@@ -225,8 +226,8 @@ class LLM:
         """Ends what is still running. Over several processes for all of them; others than process 0 wait for it."""
         self.engine.stop()
 
-    def _together[T](self, stated: str, work: Callable[[], T]) -> T:
-        return work() if self._meeting is None else self._meeting.call(stated, work)
+    def _together[T](self, stated: Callable[[], str], work: Callable[[], T]) -> T:
+        return work() if self._meeting is None else self._meeting.call(stated(), work)
 
     def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, ChatPrompt):

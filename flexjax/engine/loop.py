@@ -33,7 +33,7 @@ class Loop:
         self.engines: Sequence[Turns] = engines
         self.wake = threading.Condition()  # Also guards what `submit` and the thread share.
         self.failure: BaseException | None = None
-        self.closed = False  # Between the end of the thread and the next start.
+        self.closed = False  # Between a stop and the next start.
         self._starting = threading.Lock()  # Held by start and stop: one thread at a time.
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -47,15 +47,17 @@ class Loop:
                 self._thread.start()
 
     def stop(self) -> None:
+        """Ends the thread, where there is one, and every open request."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("stop() waits for the engine's thread, and a listener runs on it: stop in another one.")
         with self._starting:
-            if self._thread is not None:
-                with self.wake:
-                    self._stopping = True
-                    self.wake.notify()
-                self._thread.join(None if self.failure is None else _PATIENCE_SECONDS)
-                self._thread = None
+            if self._thread is None:
+                return self._end()
+            with self.wake:
+                self._stopping = True
+                self.wake.notify()
+            self._thread.join(None if self.failure is None else _PATIENCE_SECONDS)
+            self._thread = None
 
     def check_open(self) -> None:
         """RuntimeError, with its cause, when nothing can be taken."""
@@ -89,13 +91,16 @@ class Loop:
                 if not any(busy):
                     with self.wake:
                         self.wake.wait_for(lambda: self._ending or any(engine.has_news for engine in self.engines))
-            if self.failure is None:
-                with self.wake:  # From here on `submit` refuses, so that nobody slips in behind.
-                    self.closed = True
-                for engine in self.engines:
-                    engine.end_all("cancelled", "The engine was stopped.")
+            self._end()
         except BaseException as error:
             self.fail(error)
+
+    def _end(self) -> None:
+        if self.failure is None and not self.closed:
+            with self.wake:  # From here on `submit` refuses, so that nobody slips in behind.
+                self.closed = True
+            for engine in self.engines:
+                engine.end_all("cancelled", "The engine was stopped.")
 
     @property
     def _ending(self) -> bool:

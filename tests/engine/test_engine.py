@@ -488,6 +488,13 @@ def test_thread_serves_and_stops_with_open_requests(engine):
     assert log.reason("b") in ("cancelled", "length") and engine.num_open == 0 and engine.pool.num_used == 0
 
 
+def test_a_stop_before_the_start_ends_what_is_open(tiny_engine):
+    engine, log = tiny_engine(), Log()
+    engine.submit(Request("early", prompt(2, 5), greedy(8), listener=log))
+    engine.stop()
+    assert log.reason("early") == "cancelled" and engine.num_open == 0
+
+
 def test_no_step_holds_a_second_cache(tiny_model):
     """Temporaries against a cache made large on purpose: a copy of it would be 100 % of it."""
     engine = Engine(tiny_model, None, EngineConfig(**{**vars(CONFIG), "num_pages": 20_000}))

@@ -84,6 +84,15 @@ def test_it_stops_and_starts_again():
     assert [reason for reason, *_ in fake.ends] == ["cancelled"] * 2
 
 
+def test_a_stop_without_a_thread_ends_what_is_open():
+    fake = Fake()
+    loop = Loop(fake)
+    loop.stop()
+    assert [reason for reason, *_ in fake.ends] == ["cancelled"]
+    with pytest.raises(RuntimeError, match="was stopped; start"):
+        loop.check_open()
+
+
 def test_a_thread_that_hangs_is_failed_from_outside_and_left(monkeypatch, caplog):
     monkeypatch.setattr("flexjax.engine.loop._PATIENCE_SECONDS", 0.05)
     release, fake = threading.Event(), Fake()

@@ -59,3 +59,9 @@ def test_a_text_that_fails_leaves_the_next_one_a_cache(engine, monkeypatch):
         engine.score(TEXTS[0], 4)
     monkeypatch.undo()
     np.testing.assert_array_equal(engine.score(TEXTS[0], 4), expected)
+
+
+def test_steps_of_more_rows_than_a_text_can_have_are_as_long_as_the_context(engine):
+    expected = engine.score(TEXTS[0], engine.max_model_len)
+    np.testing.assert_array_equal(engine.score(TEXTS[0], 10**9), expected)
+    assert max(engine._scorers._kept) == engine.max_model_len
