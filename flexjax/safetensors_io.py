@@ -87,11 +87,10 @@ class SafetensorsFile:
                 f"Tensor {name!r} of {self.path} must have a dtype, a shape and two data_offsets in the header, in "
                 f"whole numbers; it has {str(fields)[:120]}. The file is corrupt."
             )
-        if str(fields.get("dtype")) not in DTYPES:
-            raise Refusal(
-                f"Tensor {name!r} of {self.path} has dtype {fields.get('dtype')}; read are {', '.join(DTYPES)}."
-            )
-        dtype, shape = DTYPES[fields["dtype"]], tuple(fields["shape"])
+        kind = str(fields.get("dtype"))
+        if kind not in DTYPES:
+            raise Refusal(f"Tensor {name!r} of {self.path} has dtype {kind}; read are {', '.join(DTYPES)}.")
+        dtype, shape = DTYPES[kind], tuple(fields["shape"])
         begin, end = fields["data_offsets"]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise Refusal(

@@ -55,10 +55,11 @@ def rope_from_hf(parameters: Mapping[str, Any] | None, theta: float, max_positio
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
     theta = _positive("rope_theta", given.pop("rope_theta", theta))
     older = given.pop("type", None)
-    kind = given.pop("rope_type", None) or older or "default"
-    if not isinstance(kind, str) or kind not in READ:
-        why = f": {WHY_NOT[kind]}" if isinstance(kind, str) and kind in WHY_NOT else ""
-        raise Refusal(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {kind!r}{why}.")
+    named = given.pop("rope_type", None) or older or "default"
+    kind: Any = str(named)
+    if kind not in READ:
+        why = f": {WHY_NOT[kind]}" if kind in WHY_NOT else ""
+        raise Refusal(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {named!r}{why}.")
     known = {*READ[kind], *(ATTENTION_FACTORS if kind == "yarn" else ())}
     for name, value in given.items():
         if name not in known and UNREAD.get(name, False) not in (value, ...):
