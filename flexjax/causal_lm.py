@@ -240,7 +240,7 @@ def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
         raise Refusal(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
     hf = read_json(path)
     names = hf.get("architectures") or _architectures_of(hf.get("model_type"))
-    if not isinstance(names, list) or len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise Refusal(
             f"{path} must name exactly one entry in 'architectures', or none and a 'model_type' among "
             f"{', '.join(sorted(_model_types()))}; it has architectures = {hf.get('architectures')!r} and model_type = "
@@ -257,7 +257,7 @@ def _model_types() -> dict[str, str]:
 
 def _architectures_of(model_type: Any) -> list[str]:
     known = _model_types()
-    return [known[model_type]] if model_type in known else []
+    return [known[model_type]] if isinstance(model_type, str) and model_type in known else []
 
 
 def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:

@@ -79,13 +79,18 @@ class SafetensorsFile:
                 f"and the file has {size}. Copy or download it again."
             )
 
-    def _entry(self, name: str, fields: dict[str, Any], start: int) -> TensorEntry:
-        for field in ("dtype", "shape", "data_offsets"):
-            if field not in fields:
-                raise Refusal(f"Tensor {name!r} of {self.path} lacks {field!r} in the header. The file is corrupt.")
-        if fields["dtype"] not in DTYPES:
-            raise Refusal(f"Tensor {name!r} of {self.path} has dtype {fields['dtype']}; read are {', '.join(DTYPES)}.")
-        dtype, shape = DTYPES[fields["dtype"]], tuple(fields["shape"])
+    def _entry(self, name: str, fields: Any, start: int) -> TensorEntry:
+        sizes = [fields.get("shape"), fields.get("data_offsets")] if isinstance(fields, dict) else [None]
+        whole = all(isinstance(size, list) and all(type(n) is int and n >= 0 for n in size) for size in sizes)
+        if not whole or len(fields["data_offsets"]) != 2:
+            raise Refusal(
+                f"Tensor {name!r} of {self.path} must have a dtype, a shape and two data_offsets in the header, in "
+                f"whole numbers; it has {str(fields)[:120]}. The file is corrupt."
+            )
+        kind = str(fields.get("dtype"))
+        if kind not in DTYPES:
+            raise Refusal(f"Tensor {name!r} of {self.path} has dtype {kind}; read are {', '.join(DTYPES)}.")
+        dtype, shape = DTYPES[kind], tuple(fields["shape"])
         begin, end = fields["data_offsets"]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise Refusal(

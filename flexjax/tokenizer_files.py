@@ -1,5 +1,7 @@
 """Opens the tokenizer of a model directory: tokenizer.json, and what the files beside it say of special tokens."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +44,36 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")
     refuse_stand_in(file)
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
-        tokenizer = Tokenizer.from_buffer(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except Exception as error:  # The library's types differ from fault to fault, and some are bare.
+        with refusing_faults(f"{file} is no tokenizer that the `tokenizers` library reads"):
+            tokenizer = Tokenizer.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode("")  # A post-processor that names tokens without defining them shows here.
+    except Refusal:
         read_json(file)  # Says more where it is cut off or no JSON at all.
-        raise Refusal(f"{file} is no tokenizer that the `tokenizers` library reads: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        raise
     config = tokenizer_config(file.parent)
     named = special_tokens(file.parent)
     plain = {t for t in named.values() if tokenizer.token_to_id(t) is not None} - _special(tokenizer)
     tokenizer.add_special_tokens(sorted(plain))  # They keep their ids.
     _frame(tokenizer, config, named, file.parent)
     return tokenizer
+
+
+@contextlib.contextmanager
+def refusing_faults(what: str) -> Iterator[None]:
+    """Has a fault of the `tokenizers` library within the block raise Refusal: `what`, and the fault's own words.
+
+    The library's exception types differ from fault to fault, and some are bare. A panic of its Rust is no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # An interrupt.
+        raise Refusal(f"{what}: {error}") from error
 
 
 def tokenizer_config(directory: str | Path) -> dict[str, Any]:

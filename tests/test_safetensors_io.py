@@ -126,7 +126,13 @@ def with_header(header: bytes) -> bytes:
         (b"[]", "must be a JSON object"),
         (b'{"a": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}', "dtype F4; read are BOOL"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "offsets 0..4 span 4 bytes"),
-        (b'{"a": {"dtype": "F32"}}', "'a' of .* lacks 'shape'"),
+        (b'{"a": {"dtype": "F32"}}', "'a' of .* must have a dtype, a shape and two data_offsets"),
+        (b'{"a": [1]}', "must have a dtype, a shape and two data_offsets"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}', "two data_offsets"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}', "two data_offsets.*in whole numbers"),
+        (b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}', "two data_offsets.*in whole numbers"),
+        (b'{"a": {"dtype": ["F32"], "shape": [0], "data_offsets": [0, 0]}}', "read are BOOL"),
+        (b'{"a": {"shape": [0], "data_offsets": [0, 0]}}', "dtype None; read are BOOL"),
     ],
 )
 def test_unsound_headers(tmp_path, header, message):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import open_tokenizer, special_tokens
+from flexjax.tokenizer_files import open_tokenizer, refusing_faults, special_tokens
 
 BOS, EOS = 256, 257
 
@@ -108,3 +108,27 @@ def test_json_that_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nothing"}}')
     with pytest.raises(Refusal, match=r"tokenizer\.json is no tokenizer"):
         open_tokenizer(tmp_path)
+
+
+PANICS = {  # Each makes the library's Rust panic, which is no Exception: at opening, and at the first text.
+    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    },
+}
+
+
+@pytest.mark.parametrize("part", PANICS)
+def test_a_tokenizer_that_makes_the_library_panic_is_named(tmp_path, part):
+    file = saved(tmp_path, **LLAMA) / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: PANICS[part]}))
+    with pytest.raises(Refusal, match=r"tokenizer\.json is no tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_an_interrupt_is_no_fault_of_the_library():
+    with pytest.raises(KeyboardInterrupt), refusing_faults("It cannot be read"):
+        raise KeyboardInterrupt

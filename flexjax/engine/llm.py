@@ -29,7 +29,9 @@ class ChatPrompt:
     token_ids: tuple[int, ...]
 
 
-Prompt = str | Sequence[int] | ChatPrompt
+# Text, token ids, or either of them as vLLM spells it: {"prompt": text}, {"prompt_token_ids": ids}.
+Prompt = str | Sequence[int] | Mapping[str, Any] | ChatPrompt
+PlainPrompt = str | tuple[int, ...] | ChatPrompt
 
 _numbers = itertools.count()  # Of requests: several faces of one engine must not take the same ids.
 
@@ -92,7 +94,7 @@ class LLM:
         stated = lambda: [(request.prompt_token_ids, request.params, request.priority) for request in requests]
         return self._together(lambda: f"generate {stated()}", lambda: self._generate(batch, requests))
 
-    def _generate(self, batch: Sequence[Prompt], requests: Sequence[Request]) -> list[RequestOutput]:
+    def _generate(self, batch: Sequence[PlainPrompt], requests: Sequence[Request]) -> list[RequestOutput]:
         ended: SimpleQueue[None] = SimpleQueue()
         collectors = []
         for i, (prompt, request) in enumerate(zip(batch, requests, strict=True)):
@@ -181,7 +183,7 @@ class LLM:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
         params = params or SamplingParams()
         listener = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
-        request = self._request(prompt, params, priority, listener)
+        request = self._request(_plain("The prompt", prompt), params, priority, listener)
         self.engine.start()
         self.engine.submit(request)
         open_ends = params.n
@@ -229,24 +231,50 @@ class LLM:
     def _together[T](self, stated: Callable[[], str], work: Callable[[], T]) -> T:
         return work() if self._meeting is None else self._meeting.call(stated(), work)
 
-    def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    def _tokens(self, prompt: PlainPrompt) -> tuple[int, ...]:
         if isinstance(prompt, ChatPrompt):
             return prompt.token_ids
         if not isinstance(prompt, str):
-            return tuple(int(t) for t in prompt)
+            return prompt
         if self.engine.vocabulary is None:
             raise Refusal("This model directory has no tokenizer.json; give prompts as token ids.")
         return self.engine.vocabulary.encode(prompt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams, priority: int | None, listener=None) -> Request:
+    def _request(self, prompt: PlainPrompt, params: SamplingParams, priority: int | None, listener=None) -> Request:
         return Request(f"llm-{next(_numbers)}", self._tokens(prompt), params, priority or 0, listener)
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A lone string or list of ids is a batch of one."""
-    if isinstance(prompts, str | ChatPrompt) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+def _as_batch(prompts: Any) -> list[PlainPrompt]:
+    """The prompts in their plain form; a lone one is a batch of one."""
+    values = _listed(prompts)
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):  # Also a dict, and a ChatPrompt.
+        return [_plain("Prompt 0", prompts)]
+    if values and isinstance(values[0], int | np.integer):
+        return [_plain("Prompt 0", values)]
+    return [_plain(f"Prompt {i}", one) for i, one in enumerate(values)]
+
+
+def _plain(which: str, prompt: Any) -> PlainPrompt:
+    """Refusal for what is no prompt."""
+    given = prompt
+    if isinstance(prompt, Mapping):
+        ids = prompt.get("prompt_token_ids")
+        given = prompt.get("prompt") if ids is None else ids
+    if isinstance(given, str | ChatPrompt):
+        return given
+    values = _listed(given)
+    whole = isinstance(values, Sequence) and all(isinstance(token, int | np.integer) for token in values)
+    if not whole or isinstance(values, bytes):
+        raise Refusal(
+            f'{which} must be text, a list of token ids, {{"prompt": text}} or {{"prompt_token_ids": ids}}; it is '
+            f"{str(prompt)[:80]!r}, of the type {type(prompt).__name__}."
+        )
+    return tuple(int(token) for token in values)
+
+
+def _listed(value: Any) -> Any:
+    """An array as lists and numbers of Python, anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _for_each[T](name: str, values: T | Sequence[T], count: int) -> list[T]:
@@ -259,7 +287,7 @@ def _for_each[T](name: str, values: T | Sequence[T], count: int) -> list[T]:
 class _Collector:
     """Gathers the events of one request into its output."""
 
-    def __init__(self, prompt: Prompt, request: Request, ended: "SimpleQueue[None]"):
+    def __init__(self, prompt: PlainPrompt, request: Request, ended: "SimpleQueue[None]"):
         self.prompt = prompt.text if isinstance(prompt, ChatPrompt) else prompt if isinstance(prompt, str) else None
         self.request = dataclasses.replace(request, listener=self._listen)
         n = request.params.n

@@ -148,6 +148,12 @@ class Request:
     priority: int = 0  # Lower goes first; equal priorities go first come, first served.
     listener: Listener | None = dataclasses.field(default=None, compare=False)
 
+    def __post_init__(self):
+        if not isinstance(self.params, SamplingParams):
+            raise Refusal(f"A request is sampled by SamplingParams; got {self.params!r}.")
+        if not isinstance(self.priority, int | np.integer):
+            raise Refusal(f"A request's priority must be a whole number, lower for sooner; got {self.priority!r}.")
+
 
 @dataclasses.dataclass(frozen=True)
 class CompletionOutput:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from flexjax.engine.chat import ChatTemplates, load_chat_templates
 from flexjax.model_files import read_json
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import open_tokenizer, special_tokens
+from flexjax.tokenizer_files import open_tokenizer, refusing_faults, special_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Vocabulary:
         As in `transformers` and vLLM, BOS stands twice where the text begins with its name and the tokenizer adds it.
         Raises Refusal for text that is no Unicode or needs a token without a row in the embedding.
         """
-        try:
+        with refusing_faults(f"The tokenizer cannot read the text {text[:60]!r}"):
             ids = tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        except Exception as error:  # The library's types differ from fault to fault, and some are bare.
-            raise Refusal(f"The tokenizer cannot read the text {text[:60]!r}: {error}") from error
         strangers = [i for i in ids if self.vocab_size is not None and i >= self.vocab_size]
         if strangers:
             raise Refusal(

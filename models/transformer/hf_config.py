@@ -40,8 +40,8 @@ _SENSES = re.compile(r"vision|image|video|audio|projector|spatial|^mm_|^[be]oi_|
 def architecture_of(hf: Mapping[str, Any]) -> str:
     """The published class of a parsed config.json: its one architecture, or where it names none that of its
     model_type. Refusal where this family serves no such class."""
-    names = hf.get("architectures") or [MODEL_TYPES.get(hf.get("model_type", ""), "")]
-    name = SPELLINGS.get(names[0], names[0])
+    names = hf.get("architectures") or [MODEL_TYPES.get(str(hf.get("model_type")), "")]
+    name = SPELLINGS.get(str(names[0]), str(names[0]))
     if len(names) != 1 or (name not in PUBLISHED and name not in WRAPPERS):
         raise Refusal(
             f"'architectures' in config.json must name one of {', '.join((*PUBLISHED, *WRAPPERS))}, or where there is "
@@ -59,7 +59,7 @@ def _language_model(hf: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     text = hf.get("text_config")
     if not isinstance(text, Mapping):
         raise Refusal(f"config.json of {outer} must hold its language model's fields in 'text_config'; got {text!r}.")
-    named = text.get("architectures") or [MODEL_TYPES.get(text.get("model_type") or "", text.get("model_type"))]
+    named = text.get("architectures") or [MODEL_TYPES.get(str(text.get("model_type")), text.get("model_type"))]
     name = WRAPPERS[outer][0] if named == [None] else named[0]
     if len(named) != 1 or name not in WRAPPERS[outer]:
         raise Refusal(

@@ -114,8 +114,9 @@ _GPT2 = {
     "blocks.mlp.down_bias": Stored("transformer.h.{}.mlp.c_proj.bias", "D"),
 }
 
-_LLAMA_NAMING = Naming("model.", _LLAMA, (".rotary_emb.inv_freq",))
-_GEMMA_NAMING = Naming("model.", _GEMMA, (".rotary_emb.inv_freq",))
+_ROTARY = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_LLAMA_NAMING = Naming("model.", _LLAMA, _ROTARY)
+_GEMMA_NAMING = Naming("model.", _GEMMA, _ROTARY)
 NAMING: dict[str, Naming] = {
     "LlamaForCausalLM": _LLAMA_NAMING,
     "MistralForCausalLM": _LLAMA_NAMING,

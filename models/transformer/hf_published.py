@@ -13,6 +13,54 @@ NULL_IS_A_VALUE = frozenset(
 )
 
 
+def _whole_from(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0
+
+
+# Names of fields → whether a value is one of that kind, and the kind. Null is left out, and has its own meaning.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    name: (holds, kind)
+    for names, holds, kind in (
+        (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings sliding_window "
+            "sliding_window_pattern original_max_position_embeddings",
+            _whole_from(1),
+            "a whole number of at least 1",
+        ),
+        (
+            "intermediate_size num_key_value_heads head_dim max_window_layers",
+            _whole_from(0),
+            "a whole number of at least 0",
+        ),
+        (
+            "rms_norm_eps rope_theta rope_local_base_freq query_pre_attn_scalar attn_logit_softcapping "
+            "final_logit_softcapping",
+            _is_number,
+            "a number of at least 0",
+        ),
+        ("hidden_act", lambda value: isinstance(value, str), "a text"),
+        (
+            "layer_types",
+            lambda value: isinstance(value, list) and all(isinstance(kind, str) for kind in value),
+            "a list of texts",
+        ),
+        (
+            "dual_chunk_attention_config",
+            lambda value: (
+                isinstance(value, Mapping)
+                and all(_whole_from(0)(value.get(name)) for name in ("chunk_size", "local_size"))
+            ),
+            "an object with whole numbers as 'chunk_size' and 'local_size'",
+        ),
+    )
+    for name in names.split()
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Published:
     """What an architecture fixes, which optional fields it reads, and their values when left out."""
@@ -38,7 +86,8 @@ class Fields:
         return self.published.names.get(name, name)
 
     def get(self, name: str) -> Any:
-        """The value, or the architecture's default when it is left out or null; Refusal where it has none."""
+        """The value, or the architecture's default when it is left out or null; Refusal where it has none, and for a
+        value of another kind."""
         key = self.file_name(name)
         self.taken.add(key)
         value = self.hf.get(key)
@@ -46,6 +95,9 @@ class Fields:
             value = self.published.defaults.get(name)
         if value is None and name not in self.published.defaults:
             raise Refusal(f"config.json of a {self.published.model_type} model must have the field {key!r}.")
+        holds, kind = _KINDS.get(name, (lambda value: True, ""))
+        if value is not None and not holds(value):
+            raise Refusal(f"{key!r} in config.json must be {kind}; it is {value!r}.")
         return value
 
     def optional(self, name: str) -> Any:

@@ -53,12 +53,13 @@ WHY_NOT = {  # A rope_type or a field → what it would need.
 def rope_from_hf(parameters: Mapping[str, Any] | None, theta: float, max_position: int) -> Rope:
     """The rope of a `rope_scaling` or `rope_parameters` dictionary; `theta` where it names none."""
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
-    theta = float(given.pop("rope_theta", theta))
+    theta = _positive("rope_theta", given.pop("rope_theta", theta))
     older = given.pop("type", None)
-    kind = given.pop("rope_type", None) or older or "default"
+    named = given.pop("rope_type", None) or older or "default"
+    kind: Any = str(named)
     if kind not in READ:
         why = f": {WHY_NOT[kind]}" if kind in WHY_NOT else ""
-        raise Refusal(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {kind!r}{why}.")
+        raise Refusal(f"Rope scaling is one of {', '.join(READ)}; config.json has rope_type {named!r}{why}.")
     known = {*READ[kind], *(ATTENTION_FACTORS if kind == "yarn" else ())}
     for name, value in given.items():
         if name not in known and UNREAD.get(name, False) not in (value, ...):
@@ -66,6 +67,8 @@ def rope_from_hf(parameters: Mapping[str, Any] | None, theta: float, max_positio
             raise Refusal(
                 f"The field {name!r} = {value!r} of a {kind!r} rope scaling in config.json is not served{why}."
             )
+        if name in READ[kind] and name != "truncate":
+            _positive(name, value)
     if kind == "default":
         return Rope(theta)
     fields = {field: given[name] for name, field in READ[kind].items() if name in given}
@@ -78,6 +81,12 @@ def rope_from_hf(parameters: Mapping[str, Any] | None, theta: float, max_positio
         raise Refusal(f"A {kind!r} rope scaling in config.json needs a 'factor'; it has {sorted(given)}.")
     fields["factor"] = float(fields["factor"])
     return Rope(theta, kind, **fields)
+
+
+def _positive(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise Refusal(f"{name!r} of a rope in config.json must be a number above 0; it is {value!r}.")
+    return float(value)
 
 
 def _attention_factor(given: Mapping[str, Any], factor: float) -> float:

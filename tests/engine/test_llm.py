@@ -9,11 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from flexjax import LLM, SamplingParams
+from flexjax import LLM, Refusal, SamplingParams
 from flexjax.engine import Engine, EngineConfig, QueueFull, Request
 
 GOLDEN = Path(__file__).parents[1] / "models" / "transformer" / "golden"
@@ -67,6 +68,46 @@ def test_outputs_come_in_order_with_their_own_params(llama):
 def test_one_prompt_is_a_batch_of_one(llama):
     params = SamplingParams(temperature=0, max_tokens=4)
     assert llama.generate("abc", params)[0].outputs == llama.generate(["abc"], params)[0].outputs
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [5, 6],
+        (5, 6),
+        np.array([5, 6]),
+        np.array([[5, 6]], np.uint8),
+        [[np.int64(5), 6]],
+        [jnp.array([5, 6])],
+        {"prompt_token_ids": [5, 6]},
+        [{"prompt_token_ids": np.array([5, 6]), "prompt": "told too"}],
+    ],
+)
+def test_token_ids_in_every_form(llama, prompts):
+    (output,) = llama.generate(prompts, SamplingParams(temperature=0, max_tokens=1))
+    assert output.prompt_token_ids == (5, 6) and output.prompt is None
+
+
+def test_text_as_vllm_spells_it(llama):
+    outputs = llama.generate([{"prompt": "abc"}, "abc"], SamplingParams(temperature=0, max_tokens=1))
+    assert outputs[0].prompt_token_ids == outputs[1].prompt_token_ids and outputs[0].prompt == "abc"
+    assert llama.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    "prompts", [None, 5.0, b"abc", [None], [[1.5]], [["a"]], [b"abc"], [5, "a"], {"text": "abc"}, {5, 6}, np.array(0.5)]
+)
+def test_what_is_no_prompt_is_refused(llama, prompts):
+    for work in (llama.generate, llama.score):
+        with pytest.raises(Refusal, match="Prompt 0 must be text, a list of token ids"):
+            work(prompts)
+
+
+def test_what_is_no_params_and_no_priority_is_refused(llama):
+    with pytest.raises(Refusal, match="SamplingParams; got {'max_tokens': 1}"):
+        llama.generate("abc", {"max_tokens": 1})
+    with pytest.raises(Refusal, match="priority must be a whole number.*got 'x'"):
+        llama.generate("abc", priority="x")
 
 
 def test_stop_string_ends_the_text_before_it(llama):

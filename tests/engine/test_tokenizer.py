@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import load_vocabulary
@@ -77,3 +77,11 @@ def test_a_broken_generation_config_is_named(directory):
 def test_text_that_the_tokenizer_cannot_read_is_refused(directory):
     with pytest.raises(Refusal, match="cannot read the text"):
         load_vocabulary(directory, vocab_size=64).encode("half a pair: \ud800")
+
+
+def test_text_that_makes_the_library_panic_is_refused(directory):
+    vocabulary = load_vocabulary(directory, vocab_size=64)
+    # Backtracking without an end, which the library's regular expressions stop with a panic.
+    vocabulary.tokenizer.normalizer = normalizers.Replace(Regex("(a+)+$"), "w")  # type: ignore[assignment]
+    with pytest.raises(Refusal, match="cannot read the text"):
+        vocabulary.encode("a" * 28 + "b")

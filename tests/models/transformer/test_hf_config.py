@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flexjax.refusal import Refusal
 from models.transformer import Layer, Rope, config_from_hf, config_to_hf
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*/config.json"))
@@ -187,6 +188,48 @@ def test_mistral_window(value):
 def test_what_would_change_the_result_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config_from_hf({**LLAMA_31_8B, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "4096"}, "'hidden_size' in config.json must be a whole number of at least 1; it is '4096'"),
+        ({"num_attention_heads": 0}, "'num_attention_heads' .* at least 1; it is 0"),
+        ({"vocab_size": 2.5}, "'vocab_size' .* whole number"),
+        ({"num_hidden_layers": [3]}, "'num_hidden_layers' .* whole number"),
+        ({"max_position_embeddings": True}, "'max_position_embeddings' .* whole number"),
+        ({"num_key_value_heads": -1}, "'num_key_value_heads' .* at least 0"),
+        ({"rms_norm_eps": {"a": 1}}, "'rms_norm_eps' .* a number"),
+        ({"hidden_act": ["silu"]}, "'hidden_act' .* a text"),
+        ({"rope_theta": "10000"}, "'rope_theta' .* a number"),
+        ({"rope_theta": 0}, "'rope_theta' of a rope .* above 0; it is 0"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"rope_type \['linear'\]"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "'factor' of a rope .* above 0; it is '2'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 0}}, "'factor' of a rope .* above 0; it is 0"),
+        ({"architectures": [5]}, "must name one of"),
+        ({"architectures": None, "model_type": ["llama"]}, "must name one of"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(changes, message):
+    with pytest.raises(Refusal, match=message):
+        config_from_hf({**LLAMA_31_8B, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": 5},
+        {"layer_types": [["full_attention"]]},
+        {"dual_chunk_attention_config": "a"},
+        {"dual_chunk_attention_config": {"chunk_size": 8}},
+        {"sliding_window": "4096"},
+    ],
+)
+def test_a_value_of_another_kind_is_refused_where_only_some_read_it(changes):
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 32)
+    sizes |= dict(num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64)
+    with pytest.raises(Refusal, match=f"{next(iter(changes))!r} in config.json must be a"):
+        config_from_hf(sizes | {"architectures": ["Qwen2ForCausalLM"]} | changes)
 
 
 @pytest.mark.parametrize(

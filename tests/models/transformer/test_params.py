@@ -65,7 +65,8 @@ def test_a_directory_without_architectures_leads_here(edit):
     (folder / "config.json").write_text(json.dumps(without(config, "architectures")))
     assert family_of_directory(folder)[0] is transformer
     assert_same(transformer.load(folder, dtype=jnp.float32), transformer.load(golden("qwen3"), dtype=jnp.float32))
-    for fields in ({"model_type": "falcon"}, {}, {"architectures": ["A", "B"]}, {"architectures": "A"}):
+    odd = ({"architectures": [5]}, {"model_type": ["qwen3"]})
+    for fields in ({"model_type": "falcon"}, {}, {"architectures": ["A", "B"]}, {"architectures": "A"}, *odd):
         (folder / "config.json").write_text(json.dumps(fields))
         with pytest.raises(ValueError, match="exactly one entry in 'architectures', or none and a 'model_type' among"):
             family_of_directory(folder)
@@ -127,6 +128,18 @@ def test_gpt2_without_prefix_and_with_its_mask_buffers(edit):
     assert_same(
         transformer.load(edit("gpt2", bare), dtype=jnp.float32), transformer.load(golden("gpt2"), dtype=jnp.float32)
     )
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+@pytest.mark.parametrize("where", ["layers.0.self_attn.rotary_emb.", "rotary_emb."])
+def test_llama_with_its_rotary_buffers(edit, prefix, where):
+    def older(tensors):
+        older = {name.replace("model.", prefix): value for name, value in tensors.items()}
+        buffers = ("inv_freq", "cos_cached", "sin_cached")
+        return older | {f"{prefix}{where}{name}": np.ones(8, np.float32) for name in buffers}
+
+    loaded = transformer.load(edit("llama2", older), dtype=jnp.float32)
+    assert_same(loaded, transformer.load(golden("llama2"), dtype=jnp.float32))
 
 
 def test_a_tied_head_may_be_stored_twice_but_not_differ(edit, tmp_path):
