@@ -88,9 +88,12 @@ class HttpTarget:
             self._do(self._connections.reopen(self.config.connections))
 
     def submit(self, request: Request) -> None:
-        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then."""
+        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then; and
+        for one before `start` or after `stop`, which nobody would answer."""
         if request.params.max_tokens is None:
             raise Refusal("A request to a server behind a URL must have max_tokens; got None. Set a number.")
+        if self._thread is None:
+            raise Refusal("A request goes to a target that has been started and not stopped. Call start first.")
         self._loop.call_soon_threadsafe(self._begin, request)
 
     def stop(self) -> None:

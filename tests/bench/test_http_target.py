@@ -182,6 +182,14 @@ def test_stop_ends_what_is_in_flight(connect, ask):
     assert "stopped" in listener.wait().error
 
 
+def test_nothing_is_taken_before_the_start_or_after_the_stop(odd, begin, ask):
+    never, stopped = HttpTarget(HttpConfig(odd.url)), begin(odd.url)
+    stopped.stop()
+    for target in (never, stopped):
+        with pytest.raises(Refusal, match="Call start first"):
+            ask(target, [1])
+
+
 def test_stop_waits_for_what_the_loop_still_closes(odd, begin):
     target, closed = begin(odd.url), []
 
