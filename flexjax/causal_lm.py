@@ -235,7 +235,7 @@ def family_of(model: str) -> tuple[Family, Mapping[str, Any]]:
 
 def family_of_directory(directory: str | Path) -> tuple[Family, dict[str, Any]]:
     """The family module and the parsed config.json of a Hugging Face model directory."""
-    path = Path(directory) / "config.json"
+    path = local(directory, "A model") / "config.json"
     if not path.is_file():
         raise Refusal(f"A model directory holds config.json, weights and tokenizer.json; {path} does not exist.")
     hf = read_json(path)

@@ -112,7 +112,7 @@ class SafetensorsFile:
 
 def open_checkpoint(directory: str | Path) -> dict[str, SafetensorsFile]:
     """Tensor name → the open file that holds it: one `model.safetensors`, or the shards of an index."""
-    directory = Path(directory)
+    directory = files.local(directory, "A model")
     if (directory / SINGLE).is_file():
         file = SafetensorsFile(directory / SINGLE)
         return dict.fromkeys(file.entries, file)
@@ -132,11 +132,11 @@ def open_checkpoint(directory: str | Path) -> dict[str, SafetensorsFile]:
             f"{index} names {len(shards)} shards and {len(missing)} are missing: {', '.join(missing)}. "
             "Copy or download them into the same directory."
         )
-    files = {shard: SafetensorsFile(directory / shard) for shard in shards}
+    opened = {shard: SafetensorsFile(directory / shard) for shard in shards}
     for name, shard in weight_map.items():
-        if name not in files[shard].entries:
+        if name not in opened[shard].entries:
             raise Refusal(f"{index} says that {name!r} is in {shard}, which does not hold it.")
-    return {name: files[shard] for name, shard in weight_map.items()}
+    return {name: opened[shard] for name, shard in weight_map.items()}
 
 
 @dataclasses.dataclass(frozen=True)

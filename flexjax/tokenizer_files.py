@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 
+from flexjax import files
 from flexjax.model_files import read_json, refuse_stand_in
 from flexjax.refusal import Refusal
 
@@ -39,7 +40,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
     Raises Refusal, which names the file, where one is missing, empty, a Git LFS pointer, cut off, or no tokenizer.
     """
-    path = Path(path)
+    path = files.local(path, "A tokenizer")
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise Refusal(f"A tokenizer is a tokenizer.json or a directory that holds one; {file} does not exist.")

@@ -6,6 +6,8 @@ from flexjax import causal_lm, config_file, shipped
 from flexjax.engine.replicas import load_engine
 from flexjax.hardware import xla_flags
 from flexjax.refusal import Refusal
+from flexjax.safetensors_io import open_checkpoint
+from flexjax.tokenizer_files import open_tokenizer
 
 MODEL = "models/weights/pydoc-7m"
 
@@ -61,3 +63,9 @@ def test_a_url_is_refused_with_the_way_to_copy_it(elsewhere, url):
         with pytest.raises(Refusal, match=f"must be a path of this machine; got {url}.*Copy"):
             ask(url)
     assert not list(elsewhere.glob("*:"))
+
+
+@pytest.mark.parametrize("open_it", [causal_lm.family_of_directory, open_checkpoint, open_tokenizer])
+def test_so_is_one_below_the_door(open_it):
+    with pytest.raises(Refusal, match=r"must be a path of this machine; got gs://bucket/model.* Copy"):
+        open_it("gs://bucket/model")

@@ -43,6 +43,7 @@ class Answer:
         self._reason = ""
         self._complete = False
         self._ended = False
+        self.unread = ""  # The last chunk that said neither text nor tokens nor a count.
 
     @property
     def progress(self) -> str:
@@ -60,6 +61,7 @@ class Answer:
     def take(self, chunk: Chunk, now: float) -> None:
         """Hands over what a chunk, read at the time `now`, says."""
         asked = self._asked
+        self.unread = chunk.unread or self.unread
         if (chunk.completion_tokens or 0) > self._count + asked:
             raise AnswerError(
                 f"usage says {chunk.completion_tokens} tokens, {self._count} came and {asked} were asked for"

@@ -88,9 +88,12 @@ class HttpTarget:
             self._do(self._connections.reopen(self.config.connections))
 
     def submit(self, request: Request) -> None:
-        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then."""
+        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then; and
+        for one before `start` or after `stop`, which nobody would answer."""
         if request.params.max_tokens is None:
             raise Refusal("A request to a server behind a URL must have max_tokens; got None. Set a number.")
+        if self._thread is None:
+            raise Refusal("A request goes to a target that has been started and not stopped. Call start first.")
         self._loop.call_soon_threadsafe(self._begin, request)
 
     def stop(self) -> None:
@@ -149,6 +152,9 @@ class HttpTarget:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connections.close()
+        # Of an answer that was not read to its end: asyncio closes its generator in a task of its own.
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     def _begin(self, request: Request) -> None:
         task = self._loop.create_task(self._serve(request))
@@ -178,7 +184,7 @@ class HttpTarget:
         async with self._connections.request("POST", "/v1/completions", body) as response:
             self._note(response)
             if response.status != 200:
-                said = shorten(await _text(response))
+                said = shorten(await _text(response)) or "no word of why"
                 raise AnswerError(f"HTTP {response.status} from {self.config.url}: {said}")
             stall = asyncio.timeout(None)
             try:
@@ -210,9 +216,14 @@ class HttpTarget:
         self._finish(answer, parser)
 
     def _finish(self, answer: Answer, parser: EventParser) -> None:
+        beside = parser.stray or answer.unread
         if answer.empty or is_error(parser.stray):
-            raise AnswerError(body_error(parser.stray))
-        self._counted_by[answer.settle(self._tokenizer)] += 1
+            raise AnswerError(body_error(beside))
+        try:
+            how = answer.settle(self._tokenizer)
+        except AnswerError as error:
+            raise AnswerError(f"{error}; the server also sent {shorten(beside)!r}" if beside else str(error)) from error
+        self._counted_by[how] += 1
         answer.end()
 
     def _note(self, response: httpcore.Response) -> None:

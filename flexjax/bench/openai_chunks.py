@@ -29,6 +29,7 @@ class Choice(NamedTuple):
 class Chunk(NamedTuple):
     choices: tuple[Choice, ...]
     completion_tokens: int | None  # Of the whole answer so far.
+    unread: str = ""  # Its data, where it says neither: shown if the answer fails.
 
 
 def read_chunk(data: str, kind: str = "message") -> Chunk:
@@ -48,7 +49,10 @@ def read_chunk(data: str, kind: str = "message") -> Chunk:
     choices = [] if value.get("choices") is None else value["choices"]
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise AnswerError(f"choices is a list of objects; got {shorten(json.dumps(choices))}")
-    return Chunk(tuple(_choice(choice) for choice in choices), _completion_tokens(value.get("usage")))
+    usage = _completion_tokens(value.get("usage"))
+    return Chunk(
+        tuple(_choice(choice) for choice in choices), usage, data if value and not choices and usage is None else ""
+    )
 
 
 def tells_error(value: dict[str, Any]) -> bool:
@@ -75,7 +79,7 @@ def body_error(body: str) -> str:
         return f"the server reported {_said(value)}"
     if isinstance(value, dict) and value.get("choices"):
         return "the server sent its answer in one piece, not as the stream that was asked for, so no token has a time"
-    return f"the server sent no token and no event stream: {shorten(body)!r}" if body.strip() else "no token was sent"
+    return f"the server sent no token, but {shorten(body)!r}" if body.strip() else "no token was sent"
 
 
 def _parsed(body: str) -> Any:

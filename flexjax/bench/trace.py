@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flexjax import files
 from flexjax.refusal import Refusal
 
 AZURE_COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d+))? ?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ Tt]\d\d:\d\d:\d\d)(?:\.(\d+))? ?(?:[Zz]|UTC|([+-]\d\d(?::?\d\d)?))?", re.ASCII)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -49,7 +50,7 @@ def read_trace(path: str | Path, limit: int | None = None) -> list[TraceRow]:
 
     Refusal names the file, and the line of a row that cannot be read.
     """
-    path = Path(path)
+    path = files.local(path, "A trace")
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     parsers: dict[str, Callable[[Path, Iterable[str]], Iterator[_Row]]] = {".csv": _azure, ".jsonl": _mooncake}
     if suffix not in parsers:
@@ -113,7 +114,7 @@ def _nanoseconds(stamp: str) -> int:
     if found is None:
         raise ValueError(f"{stamp!r} is no time such as 2024-05-10 00:00:00.009930+00:00")
     whole, fraction, offset = found.groups()
-    time = datetime.datetime.fromisoformat(whole + (offset or "Z"))
+    time = datetime.datetime.fromisoformat(whole.upper() + (offset or "Z"))
     return (time - _EPOCH) // datetime.timedelta(seconds=1) * 10**9 + int((fraction or "")[:9].ljust(9, "0"))
 
 

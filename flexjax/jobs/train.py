@@ -60,7 +60,8 @@ def run(config: Config, workdir: Path) -> int:
 
     Several processes need a workdir on a file system that they share.
     """
-    files.make_folder(workdir, "The workdir")
+    for folder, what in ((workdir, "The workdir"), (workdir / "model", "The folder of the model")):
+        files.make_folder(folder, what)
     mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()

@@ -44,8 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, max_position: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json and generation_config.json."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = files.make_folder(directory, "The folder of the model")
     files.write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     end = tokenizer.token_to_id(END_OF_TEXT)
     _write_json(

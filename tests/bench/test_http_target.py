@@ -1,6 +1,7 @@
 """Against a small server of the standard library that streams as OpenAI-compatible ones do, and against one that is
 odd in every way known to us (tests/support/odd_scenarios.py)."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -179,6 +180,26 @@ def test_stop_ends_what_is_in_flight(connect, ask):
         time.sleep(0.01)
     target.stop()
     assert "stopped" in listener.wait().error
+
+
+def test_nothing_is_taken_before_the_start_or_after_the_stop(odd, begin, ask):
+    never, stopped = HttpTarget(HttpConfig(odd.url)), begin(odd.url)
+    stopped.stop()
+    for target in (never, stopped):
+        with pytest.raises(Refusal, match="Call start first"):
+            ask(target, [1])
+
+
+def test_stop_waits_for_what_the_loop_still_closes(odd, begin):
+    target, closed = begin(odd.url), []
+
+    async def close():  # As asyncio does with the generator of an answer that was not read to its end.
+        await asyncio.sleep(0.05)
+        closed.append(True)
+
+    asyncio.run_coroutine_threadsafe(close(), target._loop)
+    target.stop()
+    assert closed
 
 
 def test_it_is_measured_like_any_target(connect, items, tmp_path):

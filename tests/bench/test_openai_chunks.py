@@ -150,9 +150,9 @@ def test_events_of_unknown_kinds_are_passed_over():
             "<!DOCTYPE html><html><head><style>p {}</style></head><body><p>Bad   gateway</p></body></html>",
             "'Bad gateway'",
         ),
-        ("it is raining", "no event stream: 'it is raining'"),
+        ("it is raining", "no token, but 'it is raining'"),
         ('{"choices": [{"text": "a"}]}', "in one piece"),
-        ("[1]", "no event stream"),
+        ("[1]", "no token, but '[1]'"),
     ],
 )
 def test_why_a_body_is_no_stream(body, why):

@@ -35,6 +35,8 @@ HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         "2024-05-10 00:00:00.0099300,3,4\n2024-05-10 00:00:01.5099310,5,6\n",  # Azure's of 2023.
         "2024-05-10T00:00:00.009930Z,3,4\n2024-05-10T00:00:01.509931Z,5,6\n",
         "2024-05-10T00:00:00.00993,3,4\n2024-05-10 02:00:01.509931+0200,5,6\n",
+        "2024-05-10t00:00:00.009930z,3,4\n2024-05-10 00:00:01.509931 UTC,5,6\n",
+        "2024-05-10 00:00:00.009930+00,3,4\n2024-05-09 17:00:01.509931-07,5,6\n",
         "2024-05-10 00:00:00.009930+00:00,3,4\n2024-05-09 18:30:01.509931-05:30,5,6\n",
         "2024-05-10 00:00:00.00993+00:00,3,4\r\n\r\n,,\r\n  \r\n2024-05-10 00:00:01.509931000 Z, 5 ,6\r\n\r\n",
         "2024-05-10 00:00:01.509931Z,5,6\n2024-05-10 00:00:00.00993Z,3,4",  # Not in order.
@@ -143,3 +145,8 @@ def test_published_traces(shared_data, name, count, mean_input, mean_output):
     if mean_input:
         assert sum(r.input_tokens for r in rows) / count == pytest.approx(mean_input, abs=0.5)
         assert sum(r.output_tokens for r in rows) / count == pytest.approx(mean_output, abs=0.5)
+
+
+def test_a_url_is_to_be_copied_first():
+    with pytest.raises(Refusal, match="gs://bucket/t.csv.*local folder"):
+        read_trace("gs://bucket/t.csv")

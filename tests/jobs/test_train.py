@@ -106,6 +106,13 @@ def test_a_workdir_that_is_a_url_is_refused_and_makes_no_folder(config, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_model_is_refused_before_anything_is_trained(config, tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(Refusal, match="The folder of the model .*model cannot be made"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_full_disk_leaves_the_export_before_as_it_was(config, tmp_path, monkeypatch):
     train.run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=4)), tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
