@@ -278,7 +278,7 @@ def _listed(value: Any) -> Any:
 
 
 def _for_each[T](name: str, values: T | Sequence[T], count: int) -> list[T]:
-    each = list(values) if isinstance(values, Sequence) else [values] * count
+    each = list(values) if isinstance(values, Sequence | np.ndarray) else [values] * count
     if len(each) != count:
         raise Refusal(f"Give one {name} for all prompts or one for each; got {len(each)} for {count}.")
     return each
