@@ -92,7 +92,7 @@ class Connections:
             self._idle.append(await self._open())
 
     async def reopen(self, count: int) -> None:
-        """As `open`, in place of those that the server has closed; at least as many as have been busy at once.
+        """Replaces the idle connections that the server has closed, and opens as many as have been busy at once.
 
         Requests that are about to end are waited for. Does nothing with a server that keeps no connection: one
         without a request could block it.

@@ -152,7 +152,7 @@ class HttpTarget:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connections.close()
-        # Of an answer that was not read to its end: asyncio closes its generator in a task of its own.
+        # asyncio closes the generator of an answer that was not read to its end in a task of its own.
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         await self._loop.shutdown_asyncgens()
 

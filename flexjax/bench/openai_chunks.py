@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 UNKNOWN_TOKEN = -1  # Stands for a token whose id the server does not tell.
-SHOWN_CHARACTERS = 500  # Of what a server said, in an error message.
+SHOWN_CHARACTERS = 500  # The most that an error message quotes of a server's words.
 
 _FAILED = ("error", "abort", "aborted", "cancelled")  # Finish reasons of an answer that is not whole.
 
@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 
 class Chunk(NamedTuple):
     choices: tuple[Choice, ...]
-    completion_tokens: int | None  # Of the whole answer so far.
+    completion_tokens: int | None  # Tokens in the whole answer so far.
     unread: str = ""  # Its data, where it says neither: shown if the answer fails.
 
 

@@ -14,7 +14,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class ServerEvent(NamedTuple):
-    kind: str  # Of its `event:` line; "message" without one.
+    kind: str  # What its `event:` line says; "message" without one.
     data: str  # Its `data:` lines, joined by line feeds.
     time: float  # When the bytes of its last data line were read; as given to `feed`.
 

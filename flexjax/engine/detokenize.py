@@ -20,7 +20,7 @@ class Tokens:
     """What single tokens of a tokenizer are; kept, because looking it up costs as much as decoding."""
 
     special: frozenset[int]
-    byte_values: Mapping[int, int]  # Of byte fallback: id → the byte.
+    byte_values: Mapping[int, int]  # Byte fallback: id → the byte.
     lengths: dict[int, int] = dataclasses.field(default_factory=dict)  # Id → characters alone; -1 is no text at all.
     pairs: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)  # What the second adds to the first.
 

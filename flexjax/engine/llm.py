@@ -33,7 +33,7 @@ class ChatPrompt:
 Prompt = str | Sequence[int] | Mapping[str, Any] | ChatPrompt
 PlainPrompt = str | tuple[int, ...] | ChatPrompt
 
-_numbers = itertools.count()  # Of requests: several faces of one engine must not take the same ids.
+_numbers = itertools.count()  # Request numbers: several faces of one engine must not take the same ids.
 
 
 class LLM:

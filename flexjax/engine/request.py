@@ -37,7 +37,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # Over prompt and output; 1 is none.
     presence_penalty: float = 0.0  # Over the output alone.
     frequency_penalty: float = 0.0
-    seed: int | None = None  # Of the first continuation, the next has seed + 1; None or -1 draws one and reports it.
+    seed: int | None = None  # The first continuation's; the next has seed + 1. None or -1 draws one and reports it.
     max_tokens: int | None = 16  # None goes on to the end of the context, or as far as the engine's pages do.
     min_tokens: int = 0
     stop: tuple[str, ...] = ()  # One string, several, or None. A special token's name stops at that token.

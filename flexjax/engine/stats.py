@@ -53,7 +53,7 @@ class EngineStats:
     cache_values_written: int = 0
     cache_values_clipped: int = 0
     samples: collections.deque[StepSample] = dataclasses.field(default_factory=_last_samples)
-    _device_count: int = 0  # Of clipped values, by the last step that told it.
+    _device_count: int = 0  # Clipped values so far, by the last step that told it.
 
     def count_cache(self, written: int, device_count: int) -> None:
         """So many values were written, and the device's count of clipped ones, modulo 2**32, stands at that."""

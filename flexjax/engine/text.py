@@ -93,7 +93,7 @@ def _spelled(stop: Sequence[str], marks: dict[int, tuple[str, str]]) -> list[str
     spelled = []
     for text in stop:
         marked = text
-        for name, mark in sorted(marks.values(), key=lambda pair: -len(pair[0])):  # Of two that overlap the longer.
+        for name, mark in sorted(marks.values(), key=lambda pair: -len(pair[0])):  # The longer of two that overlap.
             marked = marked.replace(name, mark)
         if marked != text:
             spelled.append(marked)

@@ -14,7 +14,7 @@ from flexjax.kernels.ragged_paged_attention import LARGEST, Int4Pages, ScaledPag
 from flexjax.refusal import Refusal
 
 MARGIN = 1.25  # At least, from the largest number that was seen in a channel to the first that is clipped.
-MOST_CLIPPED = 1e-3  # Of the keys, or of the values, of any layer.
+MOST_CLIPPED = 1e-3  # A share of any layer's keys, or of its values.
 
 
 def cache_scales(model: CausalLM, dtype: str, seen: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def cache_dtypes(cache: Any) -> set[str]:
 
 
 def _scaled_leaves(spec: Any) -> list[ScaledPages | None]:
-    """Of each of a cache's leaves, or parts of several."""
+    """Each leaf of a cache, or part of one; None for a leaf without scales."""
     parts = jax.tree.leaves(spec, is_leaf=lambda x: isinstance(x, ScaledPages | CacheLeaf))
     return [part if isinstance(part, ScaledPages) else None for part in parts]
 

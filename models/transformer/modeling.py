@@ -377,7 +377,7 @@ class Transformer(nnx.Module):
 
     @property
     def rotary(self) -> tuple[bool, ...]:
-        """Of each layer, whether it turns its keys by their positions."""
+        """Whether each layer turns its keys by their positions."""
         return tuple(layer.rope is not None for layer in self.config.layers)
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
