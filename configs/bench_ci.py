@@ -25,7 +25,7 @@ def get_config():
     # Model
     config.model = "models/weights/pydoc-7m"
     config.engine = dict(dtype="bfloat16", max_num_seqs=8, max_num_batched_tokens=64, max_model_len=64)
-    config.a = dict(kind="stock", limits_bind=False, batch_size=8)
+    config.a = dict(kind="stock", batch_size=8)
 
     # Run
     config.rounds = 1

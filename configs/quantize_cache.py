@@ -27,7 +27,7 @@ def get_config():
     # Model
     config.model = "models/weights/pydoc-7m"
     shape = dict(dtype="bfloat16", max_num_seqs=64, max_num_batched_tokens=512, max_model_len=832)
-    config.a = dict(kind="engine", name="bfloat16", limits_bind=False, engine=shape)
+    config.a = dict(kind="engine", name="bfloat16", engine=shape)
     config.b = dict(kind="engine", name="fewer bits")
     config.engine = dict(**shape, cache_dtype="int8")
 

@@ -168,7 +168,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         job="bench", model={model!r}, rounds=1, calibration_queries=8,
-        a=dict(kind="stock", limits_bind=False, batch_size=2),
+        a=dict(kind="stock", batch_size=2),
         engine=dict(dtype="float32", max_num_seqs=2, max_num_batched_tokens=16, page_size=8),
         workload=dict(
             prompts=32,

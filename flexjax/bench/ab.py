@@ -42,11 +42,10 @@ MEASURES: tuple[tuple[str, str, Better], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A started target, what its start took, and whether missing a latency limit makes its runs invalid."""
+    """A started target, and what its start took."""
 
     target: Target
     startup: StartUp
-    limits_bind: bool
 
 
 def measure(
@@ -77,7 +76,6 @@ def measure(
         faults=[*load.faults, *validity.check_cache(written, clipped)],
         compiles=compiles.programs,
         loadgen=load.loadgen,
-        limits_bind=side.limits_bind,
     )
     samples = tuple(
         dataclasses.replace(sample, time_s=sample.time_s - load.start)

@@ -7,6 +7,8 @@ from flexjax.refusal import Refusal
 
 ScenarioName = Literal["SingleStream", "Offline", "Server", "Interactive", "replay"]
 
+POISSON: tuple[ScenarioName, ...] = ("Server", "Interactive")  # Their requests arrive at random, under limits.
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -55,4 +57,4 @@ class Scenario:
 
     @property
     def poisson(self) -> bool:
-        return self.name in ("Server", "Interactive")
+        return self.name in POISSON

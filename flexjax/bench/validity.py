@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flexjax.bench.result import RequestTimeline, Verdict
-from flexjax.bench.scenario import Scenario
+from flexjax.bench.scenario import POISSON, Scenario
 from flexjax.quantize import MOST_CLIPPED
 
 # LoadGen stamps a first token when our call reaches it, after the token's own time stamp and after
@@ -28,20 +28,18 @@ def check(
     faults: Sequence[str],
     compiles: int,
     loadgen: Mapping[str, Any],
-    limits_bind: bool,
 ) -> Verdict:
     """The verdict of one run, with every reason against it.
 
-    `compiles` counts programs compiled inside the measured window. `limits_bind` says whether missing
-    the latency limits makes the run invalid; where the rate was chosen to saturate a side, its misses
-    are the result and not a fault, and only LoadGen's other rules bind.
+    `compiles` counts programs compiled inside the measured window. A run that misses its latency
+    limits is valid: the miss is its result, which `limits_missed` words.
     """
     reasons = list(faults)
     reasons += _check_requests(scenario, timelines)
     if compiles:
         reasons.append(f"{compiles} programs were compiled inside the measured window; warm every shape at start")
     if scenario.name != "replay":
-        reasons += _check_loadgen(scenario, loadgen, limits_bind)
+        reasons += _check_loadgen(scenario, loadgen)
         reasons += _cross_check(scenario, timelines, loadgen)
     return Verdict(not reasons, tuple(reasons))
 
@@ -55,9 +53,13 @@ def check_cache(written: int, clipped: int) -> Iterator[str]:
         )
 
 
-def limits_met(loadgen: Mapping[str, Any]) -> bool:
-    """Whether LoadGen found the scenario's limits kept; True where it has none."""
-    return bool(loadgen.get("result_perf_constraints_met", True) and loadgen.get("early_stopping_met", True))
+def limits_missed(scenario: str, loadgen: Mapping[str, Any]) -> str:
+    """What LoadGen says against a run's latency limits, in words; empty where they are kept, or there are none."""
+    if scenario not in POISSON:
+        return ""
+    if not loadgen.get("result_perf_constraints_met", True):
+        return "over its limits"
+    return "" if loadgen.get("early_stopping_met", True) else "too few queries to judge its limits"
 
 
 def _check_requests(scenario: Scenario, timelines: Sequence[RequestTimeline]) -> Iterator[str]:
@@ -86,7 +88,7 @@ def _brief(t: RequestTimeline) -> str:
     return f"{t.id} ({t.n_in} in, {t.n_out} of {t.n_requested} out{f', {t.error}' if t.error else ''})"
 
 
-def _check_loadgen(scenario: Scenario, loadgen: Mapping[str, Any], limits_bind: bool) -> Iterator[str]:
+def _check_loadgen(scenario: Scenario, loadgen: Mapping[str, Any]) -> Iterator[str]:
     errors = loadgen.get("num_errors")
     if errors != 0:
         kinds = list(dict.fromkeys(loadgen.get("error_messages", ())))
@@ -95,17 +97,11 @@ def _check_loadgen(scenario: Scenario, loadgen: Mapping[str, Any], limits_bind: 
     for key, what in rules.items():
         if not loadgen.get(key):
             yield f"LoadGen: the {what} was not met"
-    if limits_bind or not scenario.poisson:
-        if not loadgen.get("result_perf_constraints_met", True):
-            assert scenario.limits is not None
-            yield (
-                f"LoadGen: p{100 * scenario.percentile:g} is over the limits of "
-                f"{scenario.limits.ttft_ms:g} ms TTFT, {scenario.limits.tpot_ms:g} ms TPOT"
-            )
-        if not loadgen.get("early_stopping_met"):
-            yield f"LoadGen: too few queries within the limits for p{100 * scenario.percentile:g} (early stopping)"
-    elif loadgen.get("result_validity") != "VALID" and limits_met(loadgen) and not errors:
-        yield f"LoadGen says {loadgen.get('result_validity')}"
+    if scenario.poisson:
+        if loadgen.get("result_validity") != "VALID" and not limits_missed(scenario.name, loadgen) and not errors:
+            yield f"LoadGen says {loadgen.get('result_validity')}"
+    elif not loadgen.get("early_stopping_met"):
+        yield f"LoadGen: too few queries for p{100 * scenario.percentile:g} (early stopping)"
 
 
 def _cross_check(scenario: Scenario, timelines: Sequence[RequestTimeline], loadgen: Mapping[str, Any]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from flexjax.bench import (
     judge_sides,
 )
 from flexjax.bench.report import print_table, records_of, write_report
-from flexjax.bench.validity import limits_met
+from flexjax.bench.validity import limits_missed
 from flexjax.causal_lm import family_of_directory
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
@@ -48,7 +48,6 @@ class SideConfig:
 
     kind: Literal["stock", "engine", "http"]
     name: str = ""  # Empty takes the kind's own: stock, optimised, or the url.
-    limits_bind: bool = True  # Whether missing a latency limit makes the run invalid.
     dtype: str = "float32"  # Of the stock side.
     batch_size: int = 16  # Of the stock side.
     engine: EngineConfig | None = None  # Of this side alone; None is the job's `engine`.
@@ -89,7 +88,7 @@ class PoissonConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     model: str  # Model directory in Hugging Face layout; of an http side at least its tokenizer.json.
-    a: SideConfig = SideConfig("stock", limits_bind=False)
+    a: SideConfig = SideConfig("stock")
     b: SideConfig = SideConfig("engine")
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)  # Of every engine side without its own.
     workload: WorkloadConfig = dataclasses.field(default_factory=WorkloadConfig)
@@ -162,7 +161,7 @@ class _Bench:
             with self.console.status(f"{target.name}: loading and compiling"):
                 startup = target.start()
             stack.callback(target.stop)
-            self.sides.append(ab.Side(target, startup, side.limits_bind))
+            self.sides.append(ab.Side(target, startup))
             self._say(
                 f"{target.name:12} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
             )
@@ -336,9 +335,8 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
 def _verdict_word(run: SideRun) -> str:
     if not run.verdict.valid:
         return "[bold red]INVALID[/]"
-    if run.scenario != "replay" and not limits_met(run.loadgen):
-        return "[yellow]valid, over its limits[/]"
-    return "[green]valid[/]"
+    missed = limits_missed(run.scenario, run.loadgen)
+    return f"[yellow]valid, {missed}[/]" if missed else "[green]valid[/]"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ OFFLINE = Scenario("Offline", queries=16)
 
 @pytest.fixture
 def side(fake_target):
-    return lambda name="fake", **options: ab.Side(fake_target(name, **options), StartUp(0.25, 0.5), limits_bind=True)
+    return lambda name="fake", **options: ab.Side(fake_target(name, **options), StartUp(0.25, 0.5))
 
 
 def test_a_run_holds_what_happened(side, items, tmp_path):

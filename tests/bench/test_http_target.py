@@ -206,9 +206,7 @@ def test_it_is_measured_like_any_target(connect, items, tmp_path):
     _, target = connect()
     scenario = Scenario("Offline", queries=16)
     run = run_loadgen(scenario, items, target.submit, tmp_path)
-    verdict = validity.check(
-        scenario, run.timelines, faults=run.faults, compiles=0, loadgen=run.loadgen, limits_bind=True
-    )
+    verdict = validity.check(scenario, run.timelines, faults=run.faults, compiles=0, loadgen=run.loadgen)
     assert verdict.reasons == ()
     assert all(t.scheduled_s is None and t.n_out == t.n_requested for t in run.timelines)
 

@@ -15,7 +15,7 @@ LIMITS = Limits(ttft_ms=600_000, tpot_ms=60_000)  # Not what is tested here: no 
 
 
 def check(scenario, run, **options):
-    given = dict(faults=run.faults, compiles=0, loadgen=run.loadgen, limits_bind=True) | options
+    given = dict(faults=run.faults, compiles=0, loadgen=run.loadgen) | options
     return validity.check(scenario, run.timelines, **given)
 
 

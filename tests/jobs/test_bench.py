@@ -55,7 +55,7 @@ def config(model, monkeypatch) -> Config:
     monkeypatch.setattr(compile_cache, "enable", lambda: None)  # The tests have a cache of their own.
     return Config(
         model=model,
-        a=SideConfig("stock", limits_bind=False, batch_size=2),
+        a=SideConfig("stock", batch_size=2),
         engine=EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=16, page_size=8),
         workload=WorkloadConfig(prompts=64, input=Lengths(8, 0.3, 4, 16), output=Lengths(4, 0.3, 2, 8)),
         rounds=1,
@@ -107,7 +107,7 @@ def echoes(config, monkeypatch):
     make = lambda config, side: made.append(Echo(side.name or side.kind)) or made[-1]
     monkeypatch.setattr(bench, "make_target", make)
     monkeypatch.setattr(bench, "write_report", lambda workdir, result: None)  # Seconds of plotting.
-    sides = dict(a=SideConfig("stock", "a", limits_bind=False), b=SideConfig("engine", "b"))
+    sides = dict(a=SideConfig("stock", "a"), b=SideConfig("engine", "b"))
     return dataclasses.replace(config, **sides, quality=QualityConfig(prompts=0, documents=0)), made
 
 

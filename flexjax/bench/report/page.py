@@ -13,6 +13,7 @@ from flexjax.bench import cost
 from flexjax.bench.report import plots, table
 from flexjax.bench.report.rows import model_name
 from flexjax.bench.result import BenchResult, SideRun
+from flexjax.bench.validity import limits_missed
 from flexjax.hardware import chips
 from flexjax.records import environment
 from flexjax.records.schema import Value
@@ -84,6 +85,7 @@ def render(
         rounds=len({run.round for run in result.runs}),
         date=min((run.started_at for run in result.runs), default="")[:16].replace("T", " "),
         valid=result.valid,
+        limits_missed=limits_missed,
         reasons=result.reasons,
         notes=result.notes,
         tiles=_tiles(rows),

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from flexjax.bench.report import table
 from flexjax.bench.result import BenchResult
+from flexjax.bench.validity import limits_missed
 from flexjax.hardware import chips
 
 _WIDTH = 100
@@ -40,7 +41,10 @@ def print_table(result: BenchResult, console: Console | None = None) -> None:
     for note in result.notes:
         console.print(Text(f"• {note}", style="dim"))
     valid = sum(run.verdict.valid for run in result.runs)
-    console.print(Text(f"{valid} of {len(result.runs)} runs valid", style="bold" if result.valid else "bold red"))
+    missed = sum(bool(limits_missed(run.scenario, run.loadgen)) for run in result.runs)
+    limits = f", {missed} of them without their limits kept" if missed else ""
+    style = "bold" if result.valid else "bold red"
+    console.print(Text(f"{valid} of {len(result.runs)} runs valid{limits}", style=style))
     if not result.valid:
         reasons = Text("\n".join(f"• {reason}" for reason in result.reasons) or "no reason was given")
         console.print(Panel(reasons, title="INVALID", title_align="left", style="bold red", width=width))
