@@ -39,7 +39,9 @@ class Loop:
         self._stopping = False
 
     def start(self) -> None:
-        """Does nothing when the thread runs already, or after a failure: `submit` then says why."""
+        """Does nothing when the thread runs already, or after a failure: `submit` then says why. RuntimeError on the
+        engine's own thread: a listener that generates would wait for itself."""
+        self._refuse_own_thread("generate and stream wait")
         with self._starting:
             if self._thread is None and self.failure is None:
                 self._stopping = self.closed = False
@@ -48,8 +50,7 @@ class Loop:
 
     def stop(self) -> None:
         """Ends the thread, where there is one, and every open request."""
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("stop() waits for the engine's thread, and a listener runs on it: stop in another one.")
+        self._refuse_own_thread("stop waits")
         with self._starting:
             if self._thread is None:
                 return self._end()
@@ -58,6 +59,12 @@ class Loop:
                 self.wake.notify()
             self._thread.join(None if self.failure is None else _PATIENCE_SECONDS)
             self._thread = None
+
+    def _refuse_own_thread(self, who: str) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"{who} for the engine's thread, and a listener runs on that thread: make the call in another one."
+            )
 
     def check_open(self) -> None:
         """RuntimeError, with its cause, when nothing can be taken."""

@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import jax.numpy as jnp
 import numpy as np
@@ -397,3 +398,18 @@ def test_closing_it_ends_what_runs_in_other_threads(slow):
         reasons = [] if error else [o.outputs[0].finish_reason for o in running.result()]
         assert "cancelled" in reasons or "was stopped" in str(error)
     assert slow.engine.num_open == 0 and slow.engine.pool.num_used == 0
+
+
+def test_a_listener_that_generates_does_not_wait_for_itself(small):
+    ended: SimpleQueue[str] = SimpleQueue()
+
+    def listen(event):
+        if event.kind == "done":
+            ended.put(event.error)
+        else:
+            small.generate([PROMPTS[0]], GREEDY)
+
+    small.engine.start()
+    small.engine.submit(Request("listens", PROMPTS[1], GREEDY, listener=listen))
+    assert "make the call in another one" in ended.get(timeout=30)
+    assert len(small.generate([PROMPTS[0]], GREEDY)[0].outputs[0].token_ids) == 5

@@ -108,15 +108,16 @@ def test_a_thread_that_hangs_is_failed_from_outside_and_left(monkeypatch, caplog
     release.set()
 
 
-def test_its_own_thread_cannot_stop_it():
+@pytest.mark.parametrize(("call", "who"), [("stop", "stop waits"), ("start", "generate and stream wait")])
+def test_its_own_thread_does_not_wait_for_itself(call, who):
     told = threading.Event()
 
-    def stop():
-        with pytest.raises(RuntimeError, match="stop in another one"):
-            loop.stop()
+    def wait():
+        with pytest.raises(RuntimeError, match=f"{who} for the engine's thread.*in another one"):
+            getattr(loop, call)()
         told.set()
 
-    loop = Loop(Fake(stop))
+    loop = Loop(Fake(wait))
     loop.start()
     assert told.wait(30)
     loop.check_open()
