@@ -7,7 +7,6 @@ flight, so that it schedules the next step and hands over the last one's tokens 
 import collections
 import functools
 import gc
-import numbers
 import secrets
 import threading
 import time
@@ -219,8 +218,6 @@ class Engine:
                 f"A request must fit the engine's queue alone: max_num_seqs + max_waiting is {most_open(self.config)}, "
                 f"this one has n={params.n}. Lower n, or load the model with a larger max_waiting."
             )
-        if not isinstance(request.priority, numbers.Integral):
-            raise Refusal(f"A priority must be a whole number, lower ones first; got {request.priority!r}.")
 
     def check_tokens(self, token_ids: Iterable[int]) -> None:
         """Refusal for ids that the model has no embedding for."""

@@ -385,7 +385,7 @@ def test_the_queue_has_a_bound_and_room_comes_back(tiny_engine):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"priority": "high"}, "whole number, lower ones first; got 'high'"),
+        ({"priority": "high"}, "whole number, lower for sooner; got 'high'"),
         ({"priority": float("nan")}, "got nan"),
         ({"prompt_token_ids": (1, 2.5)}, r"as whole numbers; the request has \[2.5\]"),
     ],
