@@ -142,7 +142,7 @@ class Rotary(Protocol):
     """A `CausalLM` that turns channel i of a key with channel i + H / 2 by an angle that grows with its position, so
     that either can become as large as both together."""
 
-    rotary: Sequence[bool]  # Of each layer.
+    rotary: Sequence[bool]  # One entry a layer: whether it turns its keys.
 
 
 @runtime_checkable

@@ -117,7 +117,7 @@ class Replicas:
 
     @property
     def failure(self) -> BaseException | None:
-        """Of the first engine that has failed; the others go on."""
+        """What ended the first replica that has failed; the other replicas go on."""
         return next((engine.failure for engine in self.engines if engine.failure is not None), None)
 
     @property

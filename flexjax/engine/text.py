@@ -47,7 +47,7 @@ class TextStream:
         return self._without_marks(final)
 
     def _first_stop(self, passed: int) -> int | None:
-        """Where the first stop string begins, of those that end behind the first `passed` characters held."""
+        """Where the earliest stop string begins; one that ends within the first `passed` characters does not count."""
         found = []
         for text, places in self._readings():
             known = sum(place < passed for place in places)
