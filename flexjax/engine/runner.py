@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from flexjax import kernels
 from flexjax.causal_lm import CausalLM
 from flexjax.engine.calibration import Calibration
 from flexjax.engine.config import EngineConfig
@@ -118,7 +119,7 @@ class StepRunner:
             self._weights = jax.device_put(self._weights, formats, donate=True)
         rest = [shape for shape in shapes if shape not in done]
         with ThreadPoolExecutor(2) as pool:
-            done.update(zip(rest, pool.map(self._compile, rest), strict=True))
+            done.update(zip(rest, pool.map(kernels.for_threads(self._compile), rest), strict=True))
         self._compiled = {shape: done[shape] for shape in shapes}
         self.costs = [_cost(shape, step) for shape, step in self._compiled.items()]
         self.compile_seconds = time.perf_counter() - start

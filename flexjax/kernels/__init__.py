@@ -3,5 +3,7 @@
 
 from flexjax.kernels.registry import Choice as Choice
 from flexjax.kernels.registry import bodies_used as bodies_used
+from flexjax.kernels.registry import for_threads as for_threads
 from flexjax.kernels.registry import forget as forget
+from flexjax.kernels.registry import recording as recording
 from flexjax.kernels.registry import use_bodies as use_bodies

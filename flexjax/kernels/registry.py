@@ -31,6 +31,7 @@ class Choice:
 
 _asked: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("asked", default=MappingProxyType({}))
 _used: dict[str, list[Choice]] = {}
+_recordings: list[dict[str, list[Choice]]] = []
 
 
 def bodies_used() -> dict[str, tuple[Choice, ...]]:
@@ -44,6 +45,17 @@ def forget() -> None:
 
 
 @contextlib.contextmanager
+def recording() -> Iterator[Mapping[str, Sequence[Choice]]]:
+    """Op → the distinct choices traced within it, by whatever thread; `bodies_used` is not changed by it."""
+    record: dict[str, list[Choice]] = {}
+    _recordings.append(record)
+    try:
+        yield record
+    finally:
+        _recordings[:] = [other for other in _recordings if other is not record]
+
+
+@contextlib.contextmanager
 def use_bodies(**bodies: str) -> Iterator[None]:
     """Within it, op `name` is traced with exactly the body given: `use_bodies(ragged_paged_attention="xla")`."""
     token = _asked.set({**_asked.get(), **bodies})
@@ -51,6 +63,16 @@ def use_bodies(**bodies: str) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+def for_threads[**P, T](function: Callable[P, T]) -> Callable[P, T]:
+    """The function as other threads may call it: with the bodies that `use_bodies` asks for in this one."""
+    context = contextvars.copy_context()
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        return context.copy().run(function, *args, **kwargs)
+
+    return called
 
 
 def asked_for(op: str) -> str | None:
@@ -121,8 +143,9 @@ def serve(
             passed_over.append((name, str(error)))
             continue
         choice = Choice(name, tuple(passed_over))
-        if choice not in _used.setdefault(op, []):
-            _used[op].append(choice)
+        for record in (_used, *_recordings):
+            if choice not in record.setdefault(op, []):
+                record[op].append(choice)
         return result
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise Unsupported(f"No body of {op} serves this call. {reasons}.")

@@ -1,5 +1,7 @@
 """The choice of a body, and the record of it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -54,6 +56,26 @@ def test_asked_body_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch):
         serve(3)
     with registry.use_bodies(twice="plain"):  # Nearer than the environment.
         assert serve(3) == 6
+
+
+def test_a_recording_holds_what_was_chosen_within_it_by_any_thread():
+    serve(3, body="other")
+    with registry.recording() as outer:
+        serve(3)
+        with registry.recording() as inner, ThreadPoolExecutor(1) as pool:
+            pool.submit(serve, 3, "other").result()
+    serve(3)
+    bodies = lambda record: [choice.body for choice in record["twice"]]
+    assert (bodies(outer), bodies(inner)) == (["plain", "other"], ["other"])
+    assert [choice.body for choice in registry.bodies_used()["twice"]] == ["other", "plain"]
+
+
+def test_threads_can_be_asked_for_the_same_bodies():
+    with registry.use_bodies(twice="other"), ThreadPoolExecutor(2) as pool:
+        carried = registry.for_threads(lambda x: registry.asked_for("twice"))
+        assert list(pool.map(carried, range(4))) == ["other"] * 4
+        assert pool.submit(registry.asked_for, "twice").result() is None
+    assert carried(0) == "other" and registry.asked_for("twice") is None
 
 
 def test_unknown_body_names_the_known():
