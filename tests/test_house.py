@@ -46,6 +46,7 @@ ARROWS = {
 
 # Tests of a whole room, which no one module mirrors.
 ROOM_TESTS = {
+    "engine/test_forced.py",
     "models/transformer/test_parity.py",
     "models/transformer/test_real_weights.py",
     "train/test_shipped.py",

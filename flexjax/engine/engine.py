@@ -193,7 +193,9 @@ class Engine:
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise Refusal("A prompt needs at least one token; this one is empty. Begin with a BOS token or some text.")
-        self.check_tokens((*prompt, *params.stop_token_ids))
+        self.check_tokens((*prompt, *params.stop_token_ids, *request.forced))
+        if request.forced and params.n > 1:
+            raise Refusal(f"Forced tokens are those of one continuation; this request has n={params.n}. Set n=1.")
         if len(prompt) >= self.max_model_len:
             raise Refusal(
                 f"A prompt must leave room for one token in the context of {self.max_model_len}; this one has "

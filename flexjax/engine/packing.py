@@ -14,9 +14,10 @@ FROM_DEVICE = -1  # In `tokens`: the row takes the last token that its slot samp
 
 class Packing:
     """Where each field of a step of `num_rows` rows and `num_seqs` sequences lies in its packed int32
-    array; floats travel as their bits. Slot `idle_slot` takes what padding sequences write."""
+    array; floats travel as their bits. Slot `idle_slot` takes what padding sequences write. A step makes at most
+    `num_steps` tokens a sequence."""
 
-    def __init__(self, num_rows: int, num_seqs: int, pages_per_seq: int, idle_slot: int):
+    def __init__(self, num_rows: int, num_seqs: int, pages_per_seq: int, idle_slot: int, num_steps: int = 1):
         t, b = num_rows, num_seqs
         self.idle_slot = idle_slot
         ints, floats = np.int32, np.float32
@@ -41,6 +42,7 @@ class Packing:
             "stop_ids": (ints, (b, MAX_STOP_IDS)),
             "prompt_lengths": (ints, (b,)),
             "wants_logprobs": (ints, (b,)),
+            "forced": (ints, (b, num_steps)),
         }
         self.record = np.dtype([(name, dtype, dims) for name, (dtype, dims) in self.fields.items()])
         sizes = [int(np.prod(dims)) for _, dims in self.fields.values()]
@@ -69,6 +71,7 @@ class Packing:
         f["top_p"][:] = 1
         f["repetition"][:] = 1
         f["stop_ids"][:] = -1
+        f["forced"][:] = -1
         row = 0
         for i, chunk in enumerate(plan.chunks):
             sequence, end = chunk.sequence, chunk.start + chunk.length
@@ -84,6 +87,10 @@ class Packing:
             f["samples"][i] = chunk.samples
             f["page_table"][i, : len(sequence.pages)] = sequence.pages
             _pack_controls(f, i, sequence)
+            if sequence.request.forced:
+                first = end - sequence.num_prompt  # The output that this chunk's first sample is.
+                forced = sequence.request.forced[first : first + chunk.samples]
+                f["forced"][i, : len(forced)] = forced
         f["query_starts"][len(plan.chunks) + 1 :] = row
         return packed
 

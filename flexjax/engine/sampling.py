@@ -37,6 +37,7 @@ class Controls:
     stop_ids: Int[Array, "B I"]  # Padded with -1.
     prompt_lengths: Int[Array, "B"]
     wants_logprobs: Bool[Array, "B"]
+    forced: Int[Array, "B"]  # The token to choose, whatever the rules say; -1 leaves the choice to them.
 
     @property
     def penalised(self) -> Bool[Array, "B"]:
@@ -125,7 +126,7 @@ def sample(
 
     In this order: logits → penalties → stop ids held back before min_tokens → temperature → top-k,
     top-p, min-p → Gumbel-max with a key made of the seed and the position. Temperature 0 takes the
-    largest logit after penalties.
+    largest logit after penalties. A forced token takes the place of what they chose.
     """
     penalised, held_back = jnp.any(controls.penalised), jnp.any(lengths < controls.min_length)
     random = jnp.any(controls.temperature > 0)
@@ -137,6 +138,7 @@ def sample(
 
     # Tokens come out of it, not logits: XLA copies what a branch hands through.
     raw, tokens = logits, jax.lax.cond(penalised | held_back | random, by_rules, _argmax, logits)
+    tokens = jnp.where(controls.forced >= 0, controls.forced, tokens)
 
     def most_likely(raw, tokens):
         logprobs = jax.nn.log_softmax(raw, axis=-1)

@@ -128,7 +128,13 @@ class StepProgram:
         split = {name: abstract(getattr(memory, name), axes) for name, axes in MEMORY_AXES.items()}
         self.memory = dataclasses.replace(memory, **split)
         self.packings = {
-            shape: Packing(shape.num_rows, shape.num_seqs, pages_per_seq, idle_slot=config.max_num_seqs)
+            shape: Packing(
+                shape.num_rows,
+                shape.num_seqs,
+                pages_per_seq,
+                idle_slot=config.max_num_seqs,
+                num_steps=config.decode_steps if shape.decodes_only else 1,
+            )
             for shape in self.shapes
         }
 
@@ -169,9 +175,11 @@ class StepProgram:
         return formats
 
 
-def _controls(f: dict[str, jax.Array]) -> Controls:
-    names = [field.name for field in dataclasses.fields(Controls)]
-    return Controls(**{n: f[n] > 0 if n == "wants_logprobs" else f[n] for n in names})
+def _controls(f: dict[str, jax.Array], step: jax.Array) -> Controls:
+    """Those of each sequence's own `step` within the dispatch."""
+    found = {field.name: f[field.name] for field in dataclasses.fields(Controls)}
+    forced = jnp.take_along_axis(f["forced"], step[:, None], axis=1)[:, 0]
+    return Controls(**found | {"wants_logprobs": f["wants_logprobs"] > 0, "forced": forced})
 
 
 def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_steps: int):
@@ -181,7 +189,16 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_s
     tokens = jnp.where(f["tokens"] == FROM_DEVICE, last, f["tokens"])
     fresh = jnp.ones_like(f["slots"], bool)
     cache, memory, sampled = _forward(
-        model, cache, memory, f, tokens, f["positions"], f["kv_lengths"], fresh, max_query_len=num_rows
+        model,
+        cache,
+        memory,
+        f,
+        tokens,
+        f["positions"],
+        f["kv_lengths"],
+        fresh,
+        jnp.zeros_like(f["slots"]),
+        max_query_len=num_rows,
     )
     padding = ((0, max_steps - 1), (0, 0))
     pad = lambda x: jnp.pad(x[None], padding[:1] + ((0, 0),) * x.ndim)
@@ -211,6 +228,7 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max
             f["positions"] + ahead,
             f["kv_lengths"] + ahead,
             j < f["samples"],
+            ahead,
             max_query_len=1,
         )
         out = jax.tree.map(lambda all_steps, one: all_steps.at[j].set(one), out, sampled)
@@ -228,11 +246,11 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max
     return cache, memory, out
 
 
-def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, max_query_len: int):
+def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, step, max_query_len: int):
     slots, starts = f["slots"], f["query_starts"]
     batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len)
     hidden, cache = model(batch, cache)
-    controls = _controls(f)
+    controls = _controls(f, step)
     memory = count_fed(memory, controls, slots, tokens, positions, starts, fresh)
     last_rows = jnp.maximum(starts[1:] - 1, 0)
     sampled = sample(model.logits(hidden[last_rows]), controls, memory, slots, kv_lengths)

@@ -27,6 +27,7 @@ def controls(batch: int, **fields) -> Controls:
         "min_length": (0, jnp.int32),
         "prompt_lengths": (0, jnp.int32),
         "wants_logprobs": (False, jnp.bool_),
+        "forced": (-1, jnp.int32),
     }
     columns = {
         n: jnp.broadcast_to(jnp.asarray(fields.get(n, value), dtype), (batch,))
