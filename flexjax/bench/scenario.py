@@ -7,6 +7,10 @@ from flexjax.refusal import Refusal
 
 ScenarioName = Literal["SingleStream", "Offline", "Server", "Interactive", "replay"]
 
+# Titles of loads that are a scenario with a difference.
+UNKNOWN_ENDS = "Offline, ends unknown"
+OVERLOAD = "Server, overload"
+
 POISSON: tuple[ScenarioName, ...] = ("Server", "Interactive")  # Their requests arrive at random, under limits.
 
 
@@ -42,6 +46,7 @@ class Scenario:
     percentile: float = 0.99  # Fraction of requests that must be within the limits.
     limits: Limits | None = None
     seed: int = 0
+    label: str = ""  # What the tables call it; empty takes the name.
 
     def __post_init__(self):
         if self.queries < 1:
@@ -54,6 +59,10 @@ class Scenario:
             )
         if not 0 < self.percentile < 1:
             raise Refusal(f"{self.name}: percentile is a fraction in (0, 1), e.g. 0.99; got {self.percentile}.")
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
     @property
     def poisson(self) -> bool:
