@@ -1,10 +1,10 @@
 """Fewer bits, before and after: the engine in bfloat16 against the engine with int8 weights and an int8 cache.
 
 Model     models/weights/pydoc-7m
-Sides     A: bfloat16 throughout. B: projections and tied table rounded to int8 when loaded, keys and values in int8
+Sides     bfloat16: throughout. fewer bits: projections and tied table rounded to int8, keys and values in int8
 Prompts   held-out standard-library text, 8–96 tokens; answers 4–48 tokens of exact length
 Hardware  any; written for two CPU cores
-Expect    under a minute; bits per byte and equal tokens stand below the speed
+Expect    under 4 minutes; bits per byte and equal tokens stand below the speed
 
     python -m flexjax.launch --config=configs/quantize.py
     python -m flexjax.launch --config=configs/quantize.py --config.engine.weight_dtype=int4
@@ -26,14 +26,14 @@ def get_config():
     # Model
     config.model = "models/weights/pydoc-7m"
     shape = dict(dtype="bfloat16", max_num_seqs=64, max_num_batched_tokens=512, max_model_len=144)
-    config.a = dict(kind="engine", name="bfloat16", engine=shape)
-    config.b = dict(kind="engine", name="fewer bits")
+    config.sides = ConfigDict()
+    config.sides["bfloat16"] = dict(kind="engine", engine=shape)
+    config.sides["fewer bits"] = dict(kind="engine")
+    config.compare = ("bfloat16", "fewer bits")
     config.engine = dict(**shape, weight_dtype="int8", cache_dtype="int8")
 
     # Run
-    config.rounds = 3
-    config.calibration_queries = 128
-    config.offline = dict(queries=384)
+    config.rounds = 4
     config.scenarios = ("SingleStream", "Offline", "Server")
-    config.server = dict(ttft_limit_ms=2000.0, tpot_limit_ms=100.0, of_b=0.7)
+    config.server = dict(queries=64, percentile=0.9, ttft_limit_ms=2000.0, tpot_limit_ms=100.0, of_slowest=0.7)
     return config

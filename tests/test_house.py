@@ -21,7 +21,7 @@ ARROWS = {
     "check": {"micro", "kernels", "hardware"},
     "records": {"hardware"},
     "train": {"engine", "quantize", "kernels", "hardware"},
-    "bench": {"engine", "quantize", "train", "records", "hardware"},
+    "bench": {"engine", "quantize", "train", "records", "kernels", "hardware"},  # Kernels: which bodies a side runs.
     "sweep": set(),
     "tune": {"engine", "quantize", "kernels", "hardware"},
     "virtual": {"records", "train", "engine", "quantize", "kernels", "hardware"},

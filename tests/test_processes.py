@@ -168,7 +168,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         job="bench", model={model!r}, rounds=1, calibration_queries=8,
-        a=dict(kind="stock", batch_size=2),
+        sides=dict(stock=dict(kind="stock", batch_size=2), optimised=dict(kind="engine")), memory=False,
         engine=dict(dtype="float32", max_num_seqs=2, max_num_batched_tokens=16, page_size=8),
         workload=dict(
             prompts=32,
@@ -176,8 +176,8 @@ def get_config():
             output=dict(median=4.0, sigma=0.3, low=2, high=8),
         ),
         scenarios=("Offline",),
-        offline=dict(queries=12),
-        quality=dict(prompts=2, documents=1, document_tokens=16),
+        offline=dict(queries=12, min_duration_s=0.0),
+        quality=dict(text_bytes=300, context_tokens=16, continuation_tokens=8, prompts=2, alone=2),
     ))
 """
 
@@ -272,7 +272,7 @@ def lines(text: str) -> list[str]:
 def test_a_model_split_over_two_processes_is_measured(bench):
     job = bench("--config.engine.mesh.tensor=2")
     assert job.statuses() == [0, 0], job.printed
-    rows = json.loads((job.workdirs[0] / "record.json").read_text())
+    rows = json.loads((job.workdirs[0] / "record.json").read_text())[-2:]  # Before them stands the calibration.
     assert [(row["technique.name"], row["benchmark.valid"]) for row in rows] == [("stock", True), ("optimised", True)]
     assert rows[1]["quality.rouge_l"] == 100 and rows[1]["system.number_of_nodes"] == 2
     assert not job.workdirs[1].exists()
@@ -281,10 +281,15 @@ def test_a_model_split_over_two_processes_is_measured(bench):
 
 @pytest.mark.slow
 def test_a_replica_in_each_process_is_measured_and_an_invalid_result_is_told_by_both(bench):
-    job = bench("--config.engine.mesh.data=2", "--config.scenarios=SingleStream", "--config.single_stream.queries=16")
+    job = bench(
+        "--config.engine.mesh.data=2",
+        "--config.scenarios=SingleStream",
+        "--config.single_stream.queries=16",
+        "--config.single_stream.min_duration_s=0.0",
+    )
     assert job.statuses() == [1, 1], job.printed
     assert "optimised, SingleStream, round 1: LoadGen: too few queries for p90" in " ".join(job.printed[0].split())
-    (stock, ours) = json.loads((job.workdirs[0] / "record.json").read_text())
+    (stock, ours) = json.loads((job.workdirs[0] / "record.json").read_text())[-2:]
     assert (stock["metrics.completed"], ours["metrics.completed"]) == (16, 16)
     assert ours["metrics.load_s"] >= 0
     assert lines(job.printed[1]) == ["process 1 of 2 follows"]

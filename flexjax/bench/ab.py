@@ -1,51 +1,60 @@
-"""Two sides under the same load in alternating rounds, and how many times better one is."""
+"""A baseline and the sides compared with it, in pairs of runs under one load, and how many times better each is."""
 
+import contextlib
 import dataclasses
 import datetime
 import gc
-import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flexjax.bench import validity
+from flexjax.bench.early_stopping import needed_to_show
+from flexjax.bench.interval import of_ratio
 from flexjax.bench.loadgen import LoadRun, Progress, run_loadgen
-from flexjax.bench.metrics import summarise
+from flexjax.bench.metrics import PERCENTILES, summarise
 from flexjax.bench.replay import run_replay
 from flexjax.bench.result import Better, Comparison, SideRun, StartUp
-from flexjax.bench.scenario import Scenario
+from flexjax.bench.scenario import OVERLOAD, Scenario
 from flexjax.bench.target import Prepares, Target
 from flexjax.bench.workload import Item
 from flexjax.hardware.compile_cache import CompileCounter
+from flexjax.hardware.contention import Contention
 from flexjax.hardware.energy import EnergyMeter
-from flexjax.hardware.memory import PeakMemory
 
-# What the two sides are compared by: a field of `Metrics.flat()`, its unit, which way is better.
-MEASURES: tuple[tuple[str, str, Better], ...] = (
+# What sides are compared by: a field of `Metrics.flat()`, its unit, which way is better.
+RATES: tuple[tuple[str, str, Better], ...] = (
     ("output_tokens_per_s", "tokens/s", "higher"),
     ("total_tokens_per_s", "tokens/s", "higher"),
     ("requests_per_s", "requests/s", "higher"),
     ("goodput_requests_per_s", "requests/s", "higher"),
-    ("ttft_p50_ms", "ms", "lower"),
-    ("ttft_p99_ms", "ms", "lower"),
-    ("tpot_p50_ms", "ms", "lower"),
-    ("tpot_p99_ms", "ms", "lower"),
-    ("itl_p99_ms", "ms", "lower"),
-    ("e2e_p50_ms", "ms", "lower"),
-    ("e2e_p99_ms", "ms", "lower"),
-    ("queue_p50_ms", "ms", "lower"),
-    ("queue_p99_ms", "ms", "lower"),
+)
+LATENCIES: tuple[tuple[str, str, Better], ...] = tuple(
+    (f"{stem}_{point}_ms", "ms", "lower")
+    for stem in ("ttft", "tpot", "itl", "gap", "e2e", "queue")
+    for point in ("p50", "p90", "p99", "p99_9")
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A started target, and what its start took."""
+    """A started target, and what is known of it before its first run."""
 
     target: Target
     startup: StartUp
+    kernels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # Op → bodies that it runs.
+    passed_over: tuple[str, ...] = ()  # Bodies that would have come first, and why they could not serve.
+    peak_memory_bytes: int | None = None  # Of a process that serves it alone.
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """One scenario as each side gets it: what is asked, and of which side how much."""
+
+    items: Sequence[Item]
+    scenarios: Mapping[str, Scenario]  # Side → scenario. Offline gives each side what fills the window.
 
 
 def measure(
@@ -56,15 +65,21 @@ def measure(
     round_index: int,
     log_directory: Path,
     progress: Progress = lambda done, total: None,
+    quiet_loop_s: float | None = None,
 ) -> SideRun:
-    """One scenario on one side. Energy and memory are the process's, the idle side's weights included."""
+    """One scenario on one side. `quiet_loop_s` is what the fixed loop of `hardware.contention` takes undisturbed."""
     target = side.target
-    gc.collect()  # Now rather than inside the window.
     if isinstance(target, Prepares):
         target.prepare()
     before = target.stats()
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with CompileCounter() as compiles, PeakMemory() as memory, EnergyMeter() as meter:
+    elsewhere = "url" in target.describe()
+    with (
+        _garbage_set_aside(),
+        CompileCounter() as compiles,
+        Contention(quiet_loop_s, others_expected=elsewhere) as watch,
+        EnergyMeter() as meter,
+    ):
         load = _run(scenario, items, target, log_directory, progress)
         end = time.perf_counter()
     after = target.stats()
@@ -82,13 +97,16 @@ def measure(
         for sample in after.samples
         if load.start <= sample.time_s <= end
     )
+    last = max((t.done_s for t in load.timelines if t.done_s is not None), default=0.0)
     return SideRun(
         side=target.name,
-        scenario=scenario.name,
+        scenario=scenario.title,
+        kind=scenario.name,
         round=round_index,
         metrics=summarise(load.timelines, samples, scenario.limits),
         verdict=verdict,
         timelines=load.timelines,
+        answers=load.answers,
         samples=samples,
         described=target.describe()
         | {
@@ -97,12 +115,26 @@ def measure(
             "device_s": after.device_s - before.device_s,
         }
         | ({"cache_values_written": written, "cache_values_clipped": clipped} if written else {}),
+        kernels=side.kernels,
         startup=side.startup,
-        peak_memory_bytes=memory.device_bytes or memory.process_bytes,
-        energy=meter.energy,
+        peak_memory_bytes=side.peak_memory_bytes,
+        energy=meter.between(load.start, load.start + last),
         loadgen=load.loadgen,
         started_at=started_at,
+        disturbed=watch.reasons,
     )
+
+
+@contextlib.contextmanager
+def _garbage_set_aside() -> Iterator[None]:
+    """Collects what earlier runs left now, rather than inside the window, and has the collector leave alone what stays
+    of them."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run(scenario: Scenario, items: Sequence[Item], target: Target, log_directory: Path, progress: Progress) -> LoadRun:
@@ -111,39 +143,75 @@ def _run(scenario: Scenario, items: Sequence[Item], target: Target, log_director
     return run_loadgen(scenario, items, target.submit, log_directory, progress=progress)
 
 
-def alternate(
-    sides: Sequence[Side], scenarios: Sequence[Scenario], rounds: int
-) -> Iterator[tuple[int, Side, Scenario]]:
-    """(round, side, scenario) in the order A B A B …; a round has its own seed, the same for both sides."""
-    for index, side, scenario in itertools.product(range(rounds), sides, scenarios):
-        yield index, side, dataclasses.replace(scenario, seed=(scenario.seed + index) % 2**32)
+def alternate(sides: Sequence[Side], loads: Sequence[Load], rounds: int) -> Iterator[tuple[int, Side, Scenario, Load]]:
+    """Each round runs every load on every side, forwards and in the next round backwards: A B, then B A.
+
+    So the two runs of a pair stand next to each other, and a machine that becomes faster or slower favours
+    neither side. A round has its own seed, the same for all sides.
+    """
+    for index in range(rounds):
+        for load in loads:
+            taking = [side for side in sides if side.target.name in load.scenarios]
+            for side in taking if index % 2 == 0 else taking[::-1]:
+                scenario = load.scenarios[side.target.name]
+                yield index, side, dataclasses.replace(scenario, seed=(scenario.seed + index) % 2**32), load
 
 
-def compare(runs: Sequence[SideRun], sides: tuple[str, str]) -> tuple[Comparison, ...]:
-    """Every measure that both sides have, scenario by scenario in the order of the runs."""
+def compare(runs: Sequence[SideRun], sides: Sequence[str]) -> tuple[Comparison, ...]:
+    """Each side with the baseline, which comes first, by every measure that both have; in the order of the runs.
+
+    A pair is the two runs of a round. Left out are
+    - percentiles that a run has too few requests for (`early_stopping.needed_to_show`);
+    - latencies of Offline, where all arrive at once, of an overload, and of a scenario in which a side misses its
+    limits in most rounds: they grow with the length of the run and say nothing of the side.
+    """
+    baseline, *others = sides
+    compared = [run for run in runs if run.round >= 0]
     found = []
-    for scenario in dict.fromkeys(run.scenario for run in runs):
-        values = {
-            (run.side, run.round): run.metrics.flat() for run in runs if run.scenario == scenario and run.side in sides
-        }
-        rounds = sorted({r for side, r in values if side == sides[0]} & {r for side, r in values if side == sides[1]})
-        for measure_name, unit, better in MEASURES:
-            pairs = [(values[sides[0], r][measure_name], values[sides[1], r][measure_name]) for r in rounds]
-            # A closed loop has no queue to speak of, a scenario without limits no goodput: 0 or NaN has no ratio.
-            if not pairs or not all(math.isfinite(x) and x > 0 for pair in pairs for x in pair):
-                continue
-            ratios = [b / a if better == "higher" else a / b for a, b in pairs]
-            found.append(
-                Comparison(
-                    scenario=scenario,
-                    measure=measure_name,
-                    unit=unit,
-                    better=better,
-                    a=statistics.median(a for a, _ in pairs),
-                    b=statistics.median(b for _, b in pairs),
-                    ratio=statistics.median(ratios),
-                    ratio_min=min(ratios),
-                    ratio_max=max(ratios),
-                )
-            )
+    for scenario in dict.fromkeys(run.scenario for run in compared):
+        by_side = {side: {r.round: r for r in compared if (r.scenario, r.side) == (scenario, side)} for side in sides}
+        for side in others:
+            rounds = sorted(by_side[baseline].keys() & by_side[side].keys())
+            pairs = [(by_side[baseline][r], by_side[side][r]) for r in rounds]
+            found += [c for measure in _measures(pairs) if (c := _compare(pairs, *measure)) is not None]
     return tuple(found)
+
+
+def _measures(pairs: Sequence[tuple[SideRun, SideRun]]) -> Iterator[tuple[str, str, Better]]:
+    yield from RATES
+    if not pairs or any(_saturated(runs) for runs in zip(*pairs, strict=True)):
+        return
+    fewest = min(run.metrics.completed for pair in pairs for run in pair)
+    for measure, unit, better in LATENCIES:
+        point = measure.split("_", 1)[1].removesuffix("_ms")
+        if fewest >= needed_to_show(pairs[0][0].kind, PERCENTILES[point] / 100):
+            yield measure, unit, better
+
+
+def _saturated(runs: Sequence[SideRun]) -> bool:
+    """Whether requests came faster than the side served them."""
+    if runs[0].kind == "Offline" or runs[0].scenario == OVERLOAD:
+        return True
+    missed = [validity.limits_missed(run.kind, run.loadgen) == validity.OVER_LIMITS for run in runs]
+    return 2 * sum(missed) > len(missed)
+
+
+def _compare(pairs: Sequence[tuple[SideRun, SideRun]], measure: str, unit: str, better: Better) -> Comparison | None:
+    values = [(a.metrics.flat()[measure], b.metrics.flat()[measure]) for a, b in pairs]
+    # A closed loop has no queue to speak of, a scenario without limits no goodput: 0 or NaN has no ratio.
+    if not values or not all(math.isfinite(x) and x > 0 for pair in values for x in pair):
+        return None
+    ratios = [b / a if better == "higher" else a / b for a, b in values]
+    _, b = pairs[0]
+    return Comparison(
+        side=b.side,
+        scenario=b.scenario,
+        measure=measure,
+        unit=unit,
+        better=better,
+        baseline_value=statistics.median(a for a, _ in values),
+        value=statistics.median(b for _, b in values),
+        ratio=statistics.geometric_mean(ratios),
+        interval=of_ratio(ratios),
+        pairs=len(pairs),
+    )

@@ -1,19 +1,15 @@
 """Our engine as a target."""
 
-import functools
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
-from flexjax.engine.llm import LLM
 from flexjax.engine.replicas import Replicas, load_engine
 from flexjax.engine.request import Request
 from flexjax.hardware import xla_flags
@@ -45,14 +41,6 @@ class EngineTarget:
 
     def submit(self, request: Request) -> None:
         self.engine.submit(request)
-
-    def score(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Float32 logits `[T, V]` of a text, in the precision that it serves with."""
-        return self._llm.score([tuple(token_ids)])[0]
-
-    @functools.cached_property
-    def _llm(self) -> LLM:
-        return LLM(self.engine)
 
     def stop(self) -> None:
         if self._engine is not None:

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 
-from flexjax.bench.result import RequestTimeline
+from flexjax.bench.result import LoadedAnswer, RequestTimeline
 from flexjax.bench.workload import Item
 from flexjax.engine.request import Request, TokenEvent
 
@@ -19,14 +19,15 @@ class RequestLog:
     """One request's events as they come. It is the request's listener."""
 
     id: str
-    n_in: int
-    n_requested: int
+    item_index: int  # Into the workload.
+    item: Item
     on_first_token: Notify
     on_done: Notify
     issued: float = 0.0  # When the load generator handed it to us; `time.perf_counter()` like all here.
     scheduled: float | None = None
     token_ids: list[int] = dataclasses.field(default_factory=list)
     token_times: list[float] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)  # The answer's text in pieces.
     done: float | None = None
     error: str = ""
     faults: list[str] = dataclasses.field(default_factory=list)  # Broken promises of the target.
@@ -38,6 +39,7 @@ class RequestLog:
             first = not self.token_times
             self.token_ids.extend(event.token_ids)
             self.token_times.extend([event.time] * len(event.token_ids))
+            self.texts.append(event.text)
             if first and self.token_times:
                 self.on_first_token(self)
         elif event.kind == "scheduled":
@@ -48,6 +50,8 @@ class RequestLog:
             self.done = event.time
             if event.finish_reason in ("error", "cancelled"):
                 self.error = event.error or str(event.finish_reason)
+            elif self.item.forced and self.item.forced != tuple(self.token_ids):
+                self.faults.append(f"request {self.id}: other tokens than those forced on it")
             self.on_done(self)
 
     def timeline(self, start: float, arrival: float) -> RequestTimeline:
@@ -58,9 +62,9 @@ class RequestLog:
             scheduled_s=since(self.scheduled),
             first_token_s=since(self.token_times[0]) if self.token_times else None,
             done_s=since(self.done),
-            n_in=self.n_in,
+            n_in=len(self.item.prompt_token_ids),
             n_out=len(self.token_ids),
-            n_requested=self.n_requested,
+            n_requested=self.item.n_expected,
             token_times_s=tuple(t - start for t in self.token_times),
             error=self.error if self.done is not None else "never done",
         )
@@ -76,18 +80,18 @@ class Recorder:
         self._done = 0
         self._lock = threading.Lock()
 
-    def open(self, item: Item, issued: float) -> tuple[Request, RequestLog]:
-        """A request for `item` that is listened to."""
+    def open(self, item_index: int, item: Item, issued: float) -> tuple[Request, RequestLog]:
+        """A request for `item`, the workload's item of that index, that is listened to."""
         log = RequestLog(
             id=f"q{len(self.logs):05d}",
-            n_in=len(item.prompt_token_ids),
-            n_requested=item.params.max_tokens or 0,
+            item_index=item_index,
+            item=item,
             on_first_token=self._on_first_token,
             on_done=self._finish,
             issued=issued,
         )
         self.logs.append(log)
-        return Request(log.id, item.prompt_token_ids, item.params, listener=log), log
+        return Request(log.id, item.prompt_token_ids, item.params, listener=log, forced=item.forced), log
 
     def _finish(self, log: RequestLog) -> None:
         with self._lock:
@@ -105,3 +109,11 @@ class Recorder:
     def timelines(self, start: float, arrivals: Mapping[str, float]) -> tuple[RequestTimeline, ...]:
         """Every request's life; `start` and the arrivals by `time.perf_counter()`."""
         return tuple(log.timeline(start, arrivals[log.id]) for log in self.logs)
+
+    def answers(self) -> tuple[LoadedAnswer, ...]:
+        """Those of completed requests, to be compared with a reference's; forced tokens are no side's own answer."""
+        return tuple(
+            LoadedAnswer(log.item_index, tuple(log.token_ids), "".join(log.texts))
+            for log in self.logs
+            if log.done is not None and not log.error and not log.item.forced
+        )

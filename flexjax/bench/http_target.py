@@ -13,24 +13,28 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Literal
 
 import httpcore
 
 from flexjax import shipped
+from flexjax.bench import echo
 from flexjax.bench.answer import Answer
 from flexjax.bench.connections import FAILURES, Connections
 from flexjax.bench.openai_chunks import AnswerError, body_error, is_error, read_chunk, shorten
+from flexjax.bench.quality import Window
 from flexjax.bench.result import StartUp
 from flexjax.bench.sse import EventParser, ServerEvent
 from flexjax.bench.target import TargetStats
 from flexjax.engine.request import Request
-from flexjax.refusal import Refusal
+from flexjax.refusal import Refusal, Unsupported
 from flexjax.tokenizer_files import open_tokenizer
 
 _REST_S = 1.0  # For what a server sends after [DONE]; without the answer's end its connection cannot be kept.
 _BODY_BYTES = 100_000  # Read of an answer that is no stream.
+_ECHO_BYTES = 10_000_000  # Read of one that holds a prompt's log-probabilities, some 100 bytes a token.
+_ECHOES = 8  # Prompts in flight at once whose log-probabilities are asked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +92,32 @@ class HttpTarget:
             self._do(self._connections.reopen(self.config.connections))
 
     def submit(self, request: Request) -> None:
-        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then; and
-        for one before `start` or after `stop`, which nobody would answer."""
+        """Refusal for a request that does not say how many tokens it wants: servers differ in what they make then; for
+        one with forced tokens, which the API does not have; and for one before `start` or after `stop`, which nobody
+        would answer."""
         if request.params.max_tokens is None:
             raise Refusal("A request to a server behind a URL must have max_tokens; got None. Set a number.")
+        if request.forced:
+            raise Refusal(
+                f"A server behind a URL chooses its own tokens; the request forces {len(request.forced)} on it. Leave "
+                f"{self.name} out of loads that do."
+            )
         if self._thread is None:
             raise Refusal("A request goes to a target that has been started and not stopped. Call start first.")
         self._loop.call_soon_threadsafe(self._begin, request)
+
+    def continuation_logprobs(self, windows: Sequence[Window]) -> list[list[float]]:
+        """The natural log-probability of each token of each window's continuation, echoed by the server.
+
+        Unsupported where it echoes none, and where prompts go out as text, which the server cuts into tokens of its
+        own. RuntimeError where it does not answer at all.
+        """
+        if self.config.prompt == "text":
+            raise Unsupported("prompts go out as text, whose tokens the server chooses; set http.prompt to 'ids'")
+        try:
+            return self._do(self._echo_all(windows))
+        except (*FAILURES, TimeoutError) as error:
+            raise RuntimeError(f"{self.name} could not echo a prompt: {_brief(error)}") from error
 
     def stop(self) -> None:
         if self._thread is None:
@@ -120,8 +143,8 @@ class HttpTarget:
         """Empty: what happens inside is not seen from here."""
         return TargetStats()
 
-    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _do[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _connect(self) -> None:
         try:
@@ -155,6 +178,30 @@ class HttpTarget:
         # asyncio closes the generator of an answer that was not read to its end in a task of its own.
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         await self._loop.shutdown_asyncgens()
+
+    async def _echo_all(self, windows: Sequence[Window]) -> list[list[float]]:
+        free = asyncio.Semaphore(_ECHOES)
+
+        async def one(window: Window) -> list[float]:
+            async with free, asyncio.timeout(self.config.timeout_s):
+                return await self._echo(window)
+
+        first = [await one(window) for window in windows[:1]]  # A server that cannot is asked only once.
+        tasks = [asyncio.create_task(one(window)) for window in windows[1:]]
+        try:
+            return [*first, *await asyncio.gather(*tasks)]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _echo(self, window: Window) -> list[float]:
+        body = json.dumps(echo.body(window, self._model)).encode()
+        async with self._connections.request("POST", "/v1/completions", body) as response:
+            self._note(response)
+            answer = await _text(response, _ECHO_BYTES)
+        if response.status != 200:
+            raise Unsupported(f"the server does not echo: HTTP {response.status}: {shorten(answer)}")
+        return echo.read(answer, window)
 
     def _begin(self, request: Request) -> None:
         task = self._loop.create_task(self._serve(request))
@@ -262,14 +309,14 @@ def _take(events: Iterable[ServerEvent], answer: Answer) -> bool:
     return False
 
 
-async def _text(response: httpcore.Response) -> str:
+async def _text(response: httpcore.Response, most_bytes: int = _BODY_BYTES) -> str:
     """The beginning of an answer that is no stream."""
     body = b""
     async for piece in response.aiter_stream():
         body += piece
-        if len(body) > _BODY_BYTES:
+        if len(body) > most_bytes:
             break
-    return body[:_BODY_BYTES].decode("utf-8-sig", errors="replace")
+    return body[:most_bytes].decode("utf-8-sig", errors="replace")
 
 
 def _model_names(body: str) -> list[str]:

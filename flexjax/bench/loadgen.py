@@ -20,7 +20,7 @@ import mlperf_loadgen
 import numpy as np
 
 from flexjax.bench.events import Recorder, RequestLog
-from flexjax.bench.result import RequestTimeline
+from flexjax.bench.result import LoadedAnswer, RequestTimeline
 from flexjax.bench.scenario import Scenario
 from flexjax.bench.workload import Item
 from flexjax.engine.request import Request
@@ -39,6 +39,7 @@ class LoadRun:
     timelines: tuple[RequestTimeline, ...]
     faults: tuple[str, ...]  # Promises that the target broke, and why the run ended early if it did.
     loadgen: Mapping[str, Any]  # Keys and values of LoadGen's detail log; empty where it had no part.
+    answers: tuple[LoadedAnswer, ...]  # Of completed requests, but for those whose tokens were forced.
 
 
 def run_loadgen(
@@ -97,6 +98,7 @@ def run_loadgen(
         timelines=bridge.recorder.timelines(start, by_id),
         faults=(*faults, *bridge.recorder.faults, *bridge.faults),
         loadgen=read_detail_log(log_directory / DETAIL_LOG),
+        answers=bridge.recorder.answers(),
     )
 
 
@@ -122,7 +124,7 @@ class _Bridge:
         now = time.perf_counter()
         self.last_event = now
         for sample in samples:
-            request, log = self.recorder.open(self._items[sample.index], now)
+            request, log = self.recorder.open(sample.index, self._items[sample.index], now)
             self._query_ids[log.id] = sample.id
             if self._draining:
                 self._complete(log)

@@ -45,6 +45,7 @@ class Metrics:
     ttft_ms: Distribution  # Arrival → first token.
     tpot_ms: Distribution  # (last - first token) / (tokens - 1), one value a request of 2+ tokens.
     itl_ms: Distribution  # Gap between neighbouring tokens, over all gaps; 0 within one hand-over.
+    gap_ms: Distribution  # Gap between neighbouring hand-overs, each of one token or several.
     e2e_ms: Distribution  # Arrival → done.
     queue_ms: Distribution  # Arrival → first scheduled; NaN where the target does not tell.
     batch_occupancy: Distribution  # Running sequences, one sample a step.
@@ -95,6 +96,7 @@ def summarise(
         ttft_ms=Distribution.of(ttfts),
         tpot_ms=Distribution.of(tpots),
         itl_ms=Distribution.of(gaps),
+        gap_ms=Distribution.of([gap for gap in gaps if gap > 0]),
         e2e_ms=Distribution.of([1e3 * (t.done_s - t.arrival_s) for t in done if t.done_s is not None]),
         queue_ms=Distribution.of([1e3 * (t.scheduled_s - t.arrival_s) for t in done if t.scheduled_s is not None]),
         batch_occupancy=Distribution.of([s.running for s in samples]),

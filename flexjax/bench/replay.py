@@ -35,10 +35,10 @@ def run_replay(
     start = time.perf_counter()
 
     def issue() -> None:
-        for item, offset in zip(items, offsets, strict=True):
+        for index, (item, offset) in enumerate(zip(items, offsets, strict=True)):
             if stop.wait(max(0.0, start + offset - time.perf_counter())):
                 return
-            request, log = recorder.open(item, time.perf_counter())
+            request, log = recorder.open(index, item, time.perf_counter())
             try:
                 submit(request)
             except Exception as error:  # One refused request does not end the replay.
@@ -63,4 +63,5 @@ def run_replay(
         stop.set()
         thread.join()
     arrivals = {log.id: start + offset for log, offset in zip(recorder.logs, offsets, strict=False)}
-    return LoadRun(start, recorder.timelines(start, arrivals), (*faults, *recorder.faults), {})
+    timelines, answers = recorder.timelines(start, arrivals), recorder.answers()
+    return LoadRun(start, timelines, (*faults, *recorder.faults), {}, answers)

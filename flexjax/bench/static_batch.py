@@ -1,16 +1,15 @@
 """The stock side on the device: its compiled programs, and one batch running through them."""
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexjax import causal_lm
+from flexjax import causal_lm, kernels
 from flexjax.engine.request import Request
 
 _SMALLEST_PROMPT = 32  # tokens
@@ -39,39 +38,26 @@ class Programs:
 
     def compile(self) -> None:
         """Compiles every program; XLA works outside the interpreter's lock, so two at a time."""
+        compile_here = kernels.for_threads(_compile)
         with ThreadPoolExecutor(2) as pool:
             for b in self.batch_sizes:
                 row = lambda dtype, b=b: jax.ShapeDtypeStruct((b,), dtype)
-                sampling = (row(jnp.float32), _KEY)
+                sampling = Sampling(row(jnp.float32), _KEY, row(jnp.int32), row(jnp.bool_))
                 for t in self.prompt_lengths:
                     tokens = jax.ShapeDtypeStruct((b, t), jnp.int32)
-                    arguments = (self.weights, tokens, row(jnp.int32), *sampling)
-                    self.prefill[b, t] = pool.submit(_compile, jax.jit(self._prefill), *arguments)
+                    arguments = (self.weights, tokens, row(jnp.int32), sampling)
+                    self.prefill[b, t] = pool.submit(compile_here, jax.jit(self._prefill), *arguments)
                     for s in self.cache_lengths:
                         if s >= t:
                             grow = jax.jit(lambda cache, s=s: _grow(cache, s))
-                            self.extend[b, t, s] = pool.submit(_compile, grow, self._cache(b, t))
+                            self.extend[b, t, s] = pool.submit(compile_here, grow, self._cache(b, t))
                 for s in self.cache_lengths:
-                    arguments = (self.weights, self._cache(b, s), row(jnp.int32), row(jnp.int32), *sampling)
+                    arguments = (self.weights, self._cache(b, s), row(jnp.int32), row(jnp.int32), sampling)
                     step = jax.jit(self._decode, donate_argnums=1)
-                    self.decode[b, s] = pool.submit(_compile, step, *arguments)
+                    self.decode[b, s] = pool.submit(compile_here, step, *arguments)
         programs: dict[Any, Any]
         for programs in (self.prefill, self.extend, self.decode):
             programs.update({sizes: future.result() for sizes, future in programs.items()})
-
-    def score(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Float32 logits `[T, V]`; compiles one program a doubling of the length."""
-        padded = np.zeros(1 << (len(token_ids) - 1).bit_length(), np.int32)
-        padded[: len(token_ids)] = token_ids
-        return np.asarray(self._logits(self.weights, padded[None]))[0, : len(token_ids)]
-
-    @functools.cached_property
-    def _logits(self) -> Any:
-        def logits(weights, tokens):
-            model = nnx.merge(self._graphdef, weights)
-            return model.logits(model.dense(tokens)[0])
-
-        return jax.jit(logits)
 
     def cache_bytes(self, batch_size: int, length: int) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._cache(batch_size, length)))
@@ -79,33 +65,45 @@ class Programs:
     def _cache(self, batch_size: int, length: int) -> Any:
         return jax.eval_shape(lambda: causal_lm.zeros(self._model.dense_cache_spec(batch_size, length, self._dtype)))
 
-    def _prefill(self, weights, tokens, lengths, temperature, key):
+    def _prefill(self, weights, tokens, lengths, sampling: "Sampling"):
         model = nnx.merge(self._graphdef, weights)
         b, t = tokens.shape
         cache = causal_lm.zeros(model.dense_cache_spec(b, t, self._dtype))
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
         hidden, cache = model.dense(tokens, positions, cache)
         last = hidden[jnp.arange(b), lengths - 1]
-        return _choose(model.logits(last), temperature, key, lengths), cache
+        return _choose(model.logits(last), sampling, lengths), cache
 
-    def _decode(self, weights, cache, tokens, positions, temperature, key):
+    def _decode(self, weights, cache, tokens, positions, sampling: "Sampling"):
         model = nnx.merge(self._graphdef, weights)
         hidden, cache = model.dense(tokens[:, None], positions[:, None], cache)
         positions = positions + 1
-        return _choose(model.logits(hidden[:, 0]), temperature, key, positions), positions, cache
+        return _choose(model.logits(hidden[:, 0]), sampling, positions), positions, cache
+
+
+class Sampling(NamedTuple):
+    """How the B rows of a batch are continued."""
+
+    temperature: Any  # [B] float32; 0 is greedy.
+    key: Any  # [2] uint32
+    forced: Any  # [B] int32: the token to choose; -1 leaves the choice to the model.
+    wants_logprobs: Any  # [B] bool
 
 
 class Batch:
     """One batch on the device: its cache, its newest tokens and where the next ones stand."""
 
-    def __init__(self, programs: Programs, tokens: np.ndarray, lengths, temperature, seed: int, cache_length: int):
+    def __init__(
+        self, programs: Programs, tokens: np.ndarray, lengths, sampling: Sampling, forced: np.ndarray, cache_length: int
+    ):
+        """`forced` is `[B, outputs]`, -1 where the model chooses; so it does after the last column."""
         self.size, prompt_length = tokens.shape
         self.cache_length = cache_length
         self._weights = programs.weights
         self._decode = programs.decode[self.size, cache_length]
-        self._sampling = (temperature, np.array([0, seed], np.uint32))
+        self._sampling, self._forced, self._made = sampling, forced, 0
         prefill, extend = programs.prefill[tokens.shape], programs.extend[self.size, prompt_length, cache_length]
-        self._tokens, cache = prefill(self._weights, tokens, lengths, *self._sampling)
+        (self._tokens, self._logprobs), cache = prefill(self._weights, tokens, lengths, self._next())
         self._cache = extend(cache)
         self._positions = lengths
 
@@ -118,23 +116,39 @@ class Batch:
         prompt_length = _at_least(programs.prompt_lengths, longest_in)
         tokens = np.zeros((size, prompt_length), np.int32)
         lengths = np.ones(size, np.int32)
-        temperature = np.zeros(size, np.float32)
+        temperature, wants_logprobs = np.zeros(size, np.float32), np.zeros(size, bool)
+        forced = np.full((size, max(len(r.forced) for r in requests)), -1, np.int32)
         for i, request in enumerate(requests):
             lengths[i] = len(request.prompt_token_ids)
             tokens[i, : lengths[i]] = request.prompt_token_ids
             temperature[i] = request.params.temperature
+            wants_logprobs[i] = request.params.logprobs is not None
+            forced[i, : len(request.forced)] = request.forced
         cache_length = _at_least(programs.cache_lengths, max(longest, prompt_length))
-        return cls(programs, tokens, lengths, temperature, requests[0].params.seed or 0, cache_length)
+        key = np.array([0, requests[0].params.seed or 0], np.uint32)
+        sampling = Sampling(temperature, key, np.full(size, -1, np.int32), wants_logprobs)
+        return cls(programs, tokens, lengths, sampling, forced, cache_length)
 
     def read(self) -> np.ndarray:
         """The newest token of each row, waited for."""
         return np.asarray(self._tokens)
 
+    def logprobs(self) -> np.ndarray:
+        """Of the newest token of each row; 0 in a batch of which no row wants them."""
+        return np.asarray(self._logprobs)
+
     def advance(self) -> None:
         """One more step for every row."""
-        self._tokens, self._positions, self._cache = self._decode(
-            self._weights, self._cache, self._tokens, self._positions, *self._sampling
+        (self._tokens, self._logprobs), self._positions, self._cache = self._decode(
+            self._weights, self._cache, self._tokens, self._positions, self._next()
         )
+
+    def _next(self) -> Sampling:
+        """How the next token of each row is chosen."""
+        self._made += 1
+        if self._made > self._forced.shape[1]:
+            return self._sampling
+        return self._sampling._replace(forced=self._forced[:, self._made - 1])
 
 
 def _compile(program: Any, *arguments: Any) -> Any:
@@ -146,16 +160,24 @@ def _grow(cache: Any, length: int) -> Any:
     return jax.tree.map(pad, cache)
 
 
-def _choose(logits, temperature, key, positions):
-    """Greedy at temperature 0, else drawn; random numbers are made only where a row wants them."""
+def _choose(logits, sampling: Sampling, positions):
+    """Tokens and their log-probabilities: greedy at temperature 0, else drawn, or forced. Random numbers and
+    log-probabilities are made only where a row wants them."""
+    temperature = sampling.temperature
 
     def draw():
-        step = jax.random.fold_in(jax.random.wrap_key_data(key), jnp.max(positions))
+        step = jax.random.fold_in(jax.random.wrap_key_data(sampling.key), jnp.max(positions))
         scaled = logits / jnp.maximum(temperature, 1e-6)[:, None]
         return jnp.where(temperature > 0, jax.random.categorical(step, scaled), greedy)
 
+    def of_chosen():
+        return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, None], axis=-1)[:, 0]
+
     greedy = jnp.argmax(logits, axis=-1)
-    return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy).astype(jnp.int32)
+    chosen = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy).astype(jnp.int32)
+    tokens = jnp.where(sampling.forced >= 0, sampling.forced, chosen)
+    nothing = lambda: jnp.zeros(tokens.shape, jnp.float32)
+    return tokens, jax.lax.cond(jnp.any(sampling.wants_logprobs), of_chosen, nothing)
 
 
 def _sizes(first: int, last: int, factor: int) -> list[int]:

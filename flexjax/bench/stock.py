@@ -95,10 +95,6 @@ class StockTarget:
             self._waiting.append(request)
             self._wake.notify()
 
-    def score(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Float32 logits `[T, V]` of a text; row t predicts token t + 1."""
-        return self._programs.score(token_ids)
-
     def stop(self) -> None:
         if self._thread is None:
             return
@@ -139,12 +135,19 @@ class StockTarget:
                 "Raise the workload's limits, from which these are taken."
             )
         plain = dataclasses.replace(
-            params, temperature=0.0, max_tokens=16, seed=None, ignore_eos=False, stop=(), stop_token_ids=()
+            params,
+            temperature=0.0,
+            max_tokens=16,
+            seed=None,
+            ignore_eos=False,
+            stop=(),
+            stop_token_ids=(),
+            logprobs=None,
         )
-        if plain != type(params)(temperature=0.0):
+        if plain != type(params)(temperature=0.0) or params.logprobs not in (None, 0):
             raise Refusal(
-                "The stock side samples by argmax or by temperature alone; drop the other sampling parameters from "
-                f"the workload: {params}."
+                "The stock side samples by argmax or by temperature alone, and knows the chosen token's "
+                f"log-probability (logprobs=0) alone; drop the other sampling parameters from the workload: {params}."
             )
 
     def _serve(self) -> None:
@@ -183,11 +186,13 @@ class StockTarget:
         while True:
             before = time.perf_counter()
             tokens = batch.read()
+            wanted = any(row.request.params.logprobs is not None for row in rows)
+            logprobs = batch.logprobs() if wanted else np.zeros(len(tokens), np.float32)
             self._device_s += time.perf_counter() - before
             self._sample(rows, batch)
-            for row, token in zip(rows, tokens, strict=False):  # Rows past the batch are padding.
+            for row, token, logprob in zip(rows, tokens, logprobs, strict=False):  # Rows past the batch are padding.
                 if not row.ended:
-                    self._hand_over(row, int(token))
+                    self._hand_over(row, int(token), float(logprob))
             if all(row.ended for row in rows):
                 break
             if self._stopping:
@@ -195,7 +200,7 @@ class StockTarget:
             batch.advance()
         self._host_s += time.perf_counter() - began - (self._device_s - waited)
 
-    def _hand_over(self, row: _Row, token: int) -> None:
+    def _hand_over(self, row: _Row, token: int, logprob: float) -> None:
         params = row.request.params
         row.num_out += 1
         text = row.stream.push(token)
@@ -205,7 +210,9 @@ class StockTarget:
             reason = "stop"
         elif row.num_out == params.max_tokens:
             reason = "length"
-        _tell(row.request, "token", token_ids=(token,), text=text + (row.stream.flush() if reason else ""))
+        logprobs = () if params.logprobs is None else ({token: logprob},)
+        text += row.stream.flush() if reason else ""
+        _tell(row.request, "token", token_ids=(token,), text=text, logprobs=logprobs)
         if reason:
             row.ended = True
             _tell(row.request, "done", finish_reason=reason)

@@ -17,6 +17,9 @@ from flexjax.quantize import MOST_CLIPPED
 TTFT_TOLERANCE_MS = 20.0
 TTFT_TOLERANCE = 0.10  # Of the larger of the two.
 
+OVER_LIMITS = "over its limits"
+TOO_FEW = "too few queries to judge its limits"
+
 # LoadGen's log keeps six significant digits of each of the factors that give its token count.
 TOKEN_COUNT_TOLERANCE = 3e-5
 
@@ -53,13 +56,13 @@ def check_cache(written: int, clipped: int) -> Iterator[str]:
         )
 
 
-def limits_missed(scenario: str, loadgen: Mapping[str, Any]) -> str:
+def limits_missed(kind: str, loadgen: Mapping[str, Any]) -> str:
     """What LoadGen says against a run's latency limits, in words; empty where they are kept, or there are none."""
-    if scenario not in POISSON:
+    if kind not in POISSON:
         return ""
     if not loadgen.get("result_perf_constraints_met", True):
-        return "over its limits"
-    return "" if loadgen.get("early_stopping_met", True) else "too few queries to judge its limits"
+        return OVER_LIMITS
+    return "" if loadgen.get("early_stopping_met", True) else TOO_FEW
 
 
 def _check_requests(scenario: Scenario, timelines: Sequence[RequestTimeline]) -> Iterator[str]:

@@ -7,18 +7,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flexjax.bench.trace import TraceRow, read_trace, scale
-from flexjax.engine.request import SamplingParams
+from flexjax.engine.request import CompletionOutput, SamplingParams
 from flexjax.refusal import Refusal
 from flexjax.train.corpus import held_out_documents
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One request to be made: prompt, how to continue it, and when, in seconds from the start."""
+    """One request to be made: prompt, how to continue it, and when, in seconds from the start.
+
+    Forced tokens, where there are any, are the whole answer: the last of them stops it, or is the last asked for.
+    """
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     offset_s: float | None = None  # None leaves the time to the scenario.
+    forced: tuple[int, ...] = ()  # Tokens that stand in place of the chosen ones.
+
+    @property
+    def n_expected(self) -> int:
+        """How many tokens the answer must have. With an end that no side is told, `max_tokens` is more."""
+        return len(self.forced) or self.params.max_tokens or 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,8 @@ class WorkloadConfig:
 def build_workload(config: WorkloadConfig, tokenizer: Tokenizer, max_context: int) -> tuple[Item, ...]:
     """The items of `config`, tokenised by the target's own tokenizer.
 
-    Every answer has its exact length (`ignore_eos`), so that all sides do the same work.
+    Every answer has its exact length (`ignore_eos`), so that all sides do the same work. A prompt begins with what the
+    tokenizer puts before any text (BOS), which counts in its length.
     Refusal where the longest request does not fit into `max_context` tokens.
     """
     longest = config.input.high + config.output.high
@@ -90,6 +100,52 @@ def build_workload(config: WorkloadConfig, tokenizer: Tokenizer, max_context: in
     )
 
 
+def with_unknown_ends(
+    items: Sequence[Item], reference: Sequence[CompletionOutput], eos_id: int, max_tokens: int
+) -> tuple[Item, ...]:
+    """The same items, answers as long as before, but no side is told where they end.
+
+    Each asks for `max_tokens` and is forced: through the reference's tokens, and in place of the last of them to
+    `eos_id`, which stops it. An EOS that the reference gave earlier is forced to another token, which one does not
+    matter. `reference[i]` answers `items[i]` with all the tokens that it asks for; else Refusal, and where one asks
+    for more than `max_tokens`.
+    """
+    if len(reference) < len(items):
+        raise Refusal(
+            f"Ends are made unknown with the reference's answer to every item; got {len(reference)} answers to "
+            f"{len(items)} items. Let the reference answer all: raise quality.prompts."
+        )
+    stand_in = 1 if eos_id == 0 else 0
+    found = []
+    for item, answer in zip(items, reference, strict=False):
+        if not len(answer.token_ids) == item.n_expected <= max_tokens:
+            raise Refusal(
+                f"The reference must have all tokens that an item asks for, {max_tokens} at most; it has "
+                f"{len(answer.token_ids)} of {item.n_expected}. Raise max_tokens, or make the reference anew."
+            )
+        own = tuple(stand_in if token == eos_id else token for token in answer.token_ids[:-1])
+        params = dataclasses.replace(item.params, max_tokens=max_tokens, stop_token_ids=(eos_id,))
+        found.append(dataclasses.replace(item, params=params, forced=(*own, eos_id)))
+    return tuple(found)
+
+
+def text_start(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the tokenizer puts before any text: BOS, mostly, or none.
+
+    They are what a text has before it when it is encoded with special tokens and not when without. Refusal for a
+    tokenizer that gives a text no tokens, or others between special tokens.
+    """
+    plain = tokenizer.encode("text", add_special_tokens=False).ids
+    framed = tokenizer.encode("text").ids
+    for before in range(len(framed)):
+        if plain and framed[before : before + len(plain)] == plain:
+            return tuple(framed[:before])
+    raise Refusal(
+        f"A tokenizer puts special tokens before and after a text's own; this one makes {framed} of the text's {plain}."
+        " Take the tokenizer.json of a model that continues text."
+    )
+
+
 def _trace_rows(config: WorkloadConfig) -> list[TraceRow]:
     return scale(
         read_trace(config.trace, limit=config.prompts),
@@ -101,7 +157,9 @@ def _trace_rows(config: WorkloadConfig) -> list[TraceRow]:
 
 
 def _cut_prompts(tokenizer: Tokenizer, lengths: Sequence[int], rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Runs of held-out tokens, each from a random place: no two share a prefix that a cache could reuse."""
+    """Runs of held-out tokens, each from a random place and behind the tokenizer's own start: no two share a prefix
+    past it that a cache could reuse. A prompt no longer than that start is nothing else."""
+    first = text_start(tokenizer)
     text = "\n".join(document.text for document in held_out_documents())
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) <= max(lengths):
@@ -109,4 +167,4 @@ def _cut_prompts(tokenizer: Tokenizer, lengths: Sequence[int], rng: np.random.Ge
             f"The held-out text has {len(ids)} tokens, too few for a prompt of {max(lengths)}. Lower input.high."
         )
     starts = [int(rng.integers(0, len(ids) - n)) for n in lengths]
-    return [tuple(ids[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
+    return [(*first, *ids[start : start + n])[:n] for start, n in zip(starts, lengths, strict=True)]

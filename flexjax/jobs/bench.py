@@ -1,128 +1,120 @@
-"""Measures two sides under MLPerf rules in alternating rounds, and says how many times better one is."""
+"""Measures sides against a baseline under MLPerf rules, in pairs of runs, and says how many times better each is."""
 
 import dataclasses
-import os
+import functools
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from flexjax import kernels, shipped
+from flexjax import shipped
 from flexjax.bench import (
     BenchResult,
-    EngineTarget,
-    HttpConfig,
-    HttpTarget,
     Item,
-    Limits,
+    Judgement,
     Quality,
     QualityConfig,
+    RateSearch,
     Scenario,
     ScenarioName,
     SideRun,
-    StockConfig,
     StockTarget,
-    Target,
     WorkloadConfig,
     ab,
     build_workload,
     judge_sides,
+    plan,
+    under_load,
+    with_unknown_ends,
 )
+from flexjax.bench.plan import OfflineConfig, PlanConfig, PoissonConfig, SingleStreamConfig
 from flexjax.bench.report import print_table, records_of, write_report
-from flexjax.bench.validity import limits_missed
+from flexjax.bench.scenario import POISSON, UNKNOWN_ENDS
+from flexjax.bench.search import SearchConfig, largest_rate
+from flexjax.bench.sides import SideConfig, SideMaker
+from flexjax.bench.validity import TOO_FEW, limits_missed
 from flexjax.causal_lm import family_of_directory
 from flexjax.engine import EngineConfig
-from flexjax.hardware import compile_cache
-from flexjax.records import append, environment, prepare, to_json, write_json
+from flexjax.engine.tokenizer import load_vocabulary
+from flexjax.hardware import compile_cache, contention
+from flexjax.records import append, environment, prepare, write_json
 from flexjax.refusal import Refusal
 from flexjax.tokenizer_files import open_tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class SideConfig:
-    """One side of the table."""
-
-    kind: Literal["stock", "engine", "http"]
-    name: str = ""  # Empty takes the kind's own: stock, optimised, or the url.
-    dtype: str = "float32"  # Of the stock side.
-    batch_size: int = 16  # Of the stock side.
-    engine: EngineConfig | None = None  # Of this side alone; None is the job's `engine`.
-    http: HttpConfig | None = None  # The server to measure.
-    api_key_variable: str = ""  # Environment variable that holds the server's key.
-
-    def __post_init__(self):
-        if (self.kind == "http") != (self.http is not None):
-            raise Refusal(f"A side needs http.url when its kind is 'http', and only then; got kind={self.kind!r}.")
+_NOT_COMPARED = -1  # Round of a calibration or of a probe of a search.
 
 
-@dataclasses.dataclass(frozen=True)
-class SingleStreamConfig:
-    queries: int = 64  # LoadGen needs 64 for a p90, 662 for a p99.
-    percentile: float = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class OfflineConfig:
-    queries: int = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class PoissonConfig:
-    queries: int = 459  # LoadGen needs so many within the limits for a p99, 64 for a p90.
-    percentile: float = 0.99
-    rate_per_s: float | None = None  # None takes it from the calibration.
-    of_b: float = 0.8  # Then: this fraction of B's offline rate,
-    over_a: float = 1.2  # but at least so many times A's (never over 0.95 of B's).
-    ttft_limit_ms: float = 2000.0
-    tpot_limit_ms: float = 100.0
-
-    def rate(self, a_per_s: float, b_per_s: float) -> float:
-        """Arrivals a second that saturate A and leave B room."""
-        return self.rate_per_s or max(self.of_b * b_per_s, min(self.over_a * a_per_s, 0.95 * b_per_s))
+def _stock_and_engine() -> dict[str, SideConfig]:
+    return {"stock": SideConfig("stock"), "optimised": SideConfig("engine")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     model: str  # Model directory in Hugging Face layout; of an http side at least its tokenizer.json.
-    a: SideConfig = SideConfig("stock")
-    b: SideConfig = SideConfig("engine")
+    compare: tuple[str, ...] = ("stock", "optimised")  # Names of sides: the baseline, then those compared with it.
+    sides: dict[str, SideConfig] = dataclasses.field(default_factory=_stock_and_engine)  # Name → side.
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)  # Of every engine side without its own.
     workload: WorkloadConfig = dataclasses.field(default_factory=WorkloadConfig)
-    scenarios: tuple[ScenarioName, ...] = ("SingleStream", "Offline", "Server", "Interactive")
-    rounds: int = 2
+    scenarios: tuple[ScenarioName, ...] = ("SingleStream", "Offline", "Server")  # Run in rounds.
+    first_and_last: tuple[ScenarioName, ...] = ()  # The baseline and the last side run these beside.
+    rounds: int = 4  # Pairs of runs a scenario, in the order A B, B A. Their spread gives the intervals.
     single_stream: SingleStreamConfig = SingleStreamConfig()
     offline: OfflineConfig = OfflineConfig()
     server: PoissonConfig = PoissonConfig()
-    interactive: PoissonConfig = PoissonConfig(of_b=0.5, ttft_limit_ms=500.0, tpot_limit_ms=30.0)
-    calibration_queries: int = 64  # Offline, once a side, to find the Poisson rates.
+    interactive: PoissonConfig = PoissonConfig(of_slowest=0.5, ttft_limit_ms=500.0, tpot_limit_ms=30.0)
+    overload: float = 0.0  # Server once more at so many times the baseline's offline rate; 0 leaves it out.
+    unknown_ends: bool = False  # Offline once more with answers that end where no side can know in advance.
+    largest_rate: tuple[ScenarioName, ...] = ()  # Server, Interactive: the largest rate within the limits is searched.
+    search: SearchConfig = SearchConfig()
+    calibration_queries: int = 128  # Offline, twice a side; the faster sets window and rate.
+    memory: bool = True  # Each side once more in a short process of its own, whose peak memory is read.
     quality: QualityConfig = dataclasses.field(default_factory=QualityConfig)
     seed: int = 0  # Of arrivals and of the order of prompts.
 
     def __post_init__(self):
         if self.rounds < 1 or not self.scenarios or self.calibration_queries < 1:
             raise Refusal("A benchmark needs at least one round, one scenario and one calibration query.")
-        if self.sides[0] == self.sides[1]:
-            raise Refusal(f"Both sides are called {self.sides[0]!r}: set a.name or b.name.")
+        if len(self.compare) < 2 or len(set(self.compare)) < len(self.compare):
+            raise Refusal(f"compare names two sides or more, each once, the baseline first; got {self.compare}.")
+        unknown = [name for name in self.compare if name not in self.sides]
+        if unknown:
+            raise Refusal(f"compare names {', '.join(unknown)}, and sides has {', '.join(self.sides)}. Correct one.")
         if "replay" in self.scenarios and not self.workload.trace:
             raise Refusal("The scenario 'replay' needs a trace: set workload.trace to a .csv or .jsonl file.")
+        if not set(self.largest_rate) <= set(POISSON):
+            raise Refusal(f"A largest rate is that of {' or '.join(POISSON)}; got {', '.join(self.largest_rate)}.")
+        if self.overload and self.overload <= 1:
+            raise Refusal(f"An overload is more than 1 time the baseline's rate, or 0 for none; got {self.overload}.")
+        forced = [self.compare[0], self.compare[-1]]
+        if self.unknown_ends and (not self.quality.prompts or any(self.sides[name].kind == "http" for name in forced)):
+            raise Refusal(
+                "Unknown ends are made by forced tokens, which a server behind a URL does not take, from the "
+                "reference's answers (quality.prompts). Set unknown_ends=False, or measure sides in this process."
+            )
 
     @property
-    def sides(self) -> tuple[str, str]:
-        return _name(self.a), _name(self.b)
+    def chosen(self) -> dict[str, SideConfig]:
+        """The sides compared, the baseline first."""
+        return {name: self.sides[name] for name in self.compare}
+
+    @property
+    def plan(self) -> PlanConfig:
+        return PlanConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PlanConfig)})
 
 
 def run(config: Config, workdir: Path) -> int:
-    """Runs the benchmark; 0 when every run was valid, 1 otherwise.
+    """Exit status: 0 when the result can be trusted, else 1. A missed limit is a result. Leaves records, LoadGen's
+    logs and `report.html` in `workdir`.
 
-    Each run's row is stored as soon as it is over, so that a crash loses at most the one in flight.
+    Records are written after each run, so that a crash loses at most the one in flight.
     """
     prepare(workdir / "results.parquet")
     compile_cache.enable()
-    kernels.forget()  # So that the bodies named are those of this job.
     console = Console(highlight=False)
     tokenizer, max_context = _tokenizer_and_context(config)
     items = build_workload(config.workload, tokenizer, max_context)
@@ -131,8 +123,10 @@ def run(config: Config, workdir: Path) -> int:
         bench.start(stack)
         if bench.judge(tokenizer, max_context) and bench.calibrate():
             bench.measure()
+            bench.search()
+            bench.judge_load()
     result = bench.result()
-    if result.runs:
+    if result.comparisons or result.searches:
         write_report(workdir, result)
         print_table(result, console)
     else:
@@ -147,104 +141,150 @@ class _Bench:
 
     def __init__(self, config: Config, workdir: Path, console: Console, items: Sequence[Item]):
         self.config, self.workdir, self.console, self.items = config, workdir, console, items
+        self.began = time.perf_counter()
         self.sides: list[ab.Side] = []
         self.runs: list[SideRun] = []
         self.notes: list[str] = []
         self.reasons: list[str] = []
         self.quality: tuple[Quality, ...] = ()
-        self.scenarios: list[Scenario] = []
+        self.judgement: Judgement | None = None
+        self.rates: dict[str, float] = {}  # Side → requests/s offline.
+        self.searches: list[RateSearch] = []
         self._records = []
 
     def start(self, stack: ExitStack) -> None:
-        for side in (self.config.a, self.config.b):
-            target = make_target(self.config, side)
-            with self.console.status(f"{target.name}: loading and compiling"):
-                startup = target.start()
+        """Memory first: another process could not have a chip that this one holds already."""
+        maker = SideMaker(self.config.model, self.config.engine, self.config.workload)
+        peaks: dict[str, int | None] = dict.fromkeys(self.config.chosen)
+        if self.config.memory:
+            for name, side in self.config.chosen.items():
+                with self.console.status(f"{name}: memory of a process that serves it alone"):
+                    peaks[name] = maker.peak_memory(side)
+        for name, side in self.config.chosen.items():
+            target = maker.target(name, side)
+            with self.console.status(f"{name}: loading and compiling"):
+                started = maker.start(target, side, peaks[name])
             stack.callback(target.stop)
-            self.sides.append(ab.Side(target, startup))
+            self.sides.append(started)
+            self.notes += started.passed_over
+            startup, peak = started.startup, peaks[name]
             self._say(
-                f"{target.name:12} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
+                f"{name:12} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
+                + (f"; alone it takes {peak / 2**20:,.0f} MiB" if peak else "")
             )
-        used = kernels.bodies_used()
-        bodies = to_json({op: [choice.body for choice in choices] for op, choices in used.items()})
-        self._machine = environment.collect() | {"software.kernels": bodies}
-        for op, choices in used.items():
-            self.notes += [f"Kernel {op}: {choice.body}" for choice in choices]
-            self.notes += [f"{op}: {name} passed over, {why}" for c in choices for name, why in c.passed_over]
+        self._machine = environment.collect()
+        self._quiet_loop_s = contention.calibration_loop()
 
     def judge(self, tokenizer: Tokenizer, max_context: int) -> bool:
-        """Quality first: it also warms both sides with real requests. False where one cannot answer them."""
+        """Quality first: it also warms the sides with real requests. False where one cannot answer them."""
+        maker = SideMaker(self.config.model, self.config.engine, self.config.workload)
         try:
             with self.console.status("judging the answers"):
-                self.quality = judge_sides(
+                self.judgement = judge_sides(
                     [side.target for side in self.sides],
                     self.items,
                     tokenizer,
                     self.config.quality,
-                    lambda: StockTarget(self.config.model, _stock_config(self.config, self.config.a), "reference"),
-                    max_context,
+                    lambda: StockTarget(self.config.model, maker.stock(SideConfig("stock")), "reference"),
+                    max_context=max_context,
+                    max_prompt=self.config.workload.input.high,
+                    max_output=self.config.workload.output.high,
                 )
         except RuntimeError as error:
             self.reasons.append(str(error))
             return False
+        self.quality = self.judgement.quality
+        self.notes += self.judgement.notes
         for q in self.quality:
-            self._say(f"{q.side:12} {q.measure} {q.value:.4g} {q.unit}")
+            self._say(f"{q.side:12} {q.measure} {q.value:.4g} {q.unit} ({q.basis})")
         return True
+
+    def judge_load(self) -> None:
+        """The answers of every run against the reference's; a side that spoils them under load is not to be trusted."""
+        if self.judgement is not None:
+            found, reasons = under_load(self.judgement, [run for run in self.runs if run.scenario != UNKNOWN_ENDS])
+            self.quality += found
+            self.reasons += reasons
 
     def calibrate(self) -> bool:
-        """Sets the scenarios, whose Poisson rates may hang on what each side can do; False if that failed."""
-        config = self.config
-        rates = (float("nan"), float("nan"))
-        poisson = [p for name, p in self._poisson().items() if name in config.scenarios]
-        if any(p.rate_per_s is None for p in poisson):
-            offline = Scenario("Offline", config.calibration_queries, seed=config.seed)
-            runs = [self._measure(side, offline, -1, f"calibration-{side.target.name}") for side in self.sides]
-            self.reasons += [f"calibration, {r.side}: {reason}" for r in runs for reason in r.verdict.reasons]
-            rates = tuple(r.metrics.requests_per_s for r in runs)
-            self.notes.append(
-                f"Calibration ({offline.queries} requests at once): "
-                + ", ".join(f"{r.side} {r.metrics.requests_per_s:.1f} requests/s" for r in runs)
-            )
-        if self.reasons:
-            return False
-        self.scenarios = [self._scenario(name, *rates) for name in config.scenarios]
-        for scenario in self.scenarios:
-            if scenario.poisson and scenario.limits:
-                self.notes.append(
-                    f"{scenario.name}: {scenario.rate_per_s:.1f} requests/s, limits {scenario.limits.ttft_ms:g} ms to "
-                    f"the first token and {scenario.limits.tpot_ms:g} ms a token at p{100 * scenario.percentile:g}"
-                )
-        for note in self.notes:
-            self._say(note)
-        return True
+        """What each side does offline; False if that failed."""
+        scenario = Scenario("Offline", self.config.calibration_queries, seed=self.config.seed, label="calibration")
+        load = ab.Load(self.items, {side.target.name: scenario for side in self.sides})
+        for index, side, scenario, _ in ab.alternate(self.sides, [load], 2):
+            name = side.target.name
+            run = self._measure(side, scenario, self.items, _NOT_COMPARED, f"calibration-{index}-{name}")
+            self.rates[name] = max(run.metrics.requests_per_s, self.rates.get(name, 0.0))
+        self.rates = {name: self.rates[name] for name in self.config.compare}
+        self.notes.append(
+            f"Calibration ({scenario.queries} requests at once, the faster of two): "
+            + ", ".join(f"{name} {rate:.1f} requests/s" for name, rate in self.rates.items())
+        )
+        return not self.reasons
 
     def measure(self) -> None:
-        for index, side, scenario in ab.alternate(self.sides, self.scenarios, self.config.rounds):
-            run = self._measure(side, scenario, index, f"{index}-{side.target.name}-{scenario.name}")
-            self.runs.append(run)
-            where = f"{run.side}, {run.scenario}, round {index + 1}"
-            self.reasons += [f"{where}: {reason}" for reason in run.verdict.reasons]
-            rows = records_of(self.result(runs=(run,)), self._machine)
-            append(self.workdir / "results.parquet", rows)
-            self._records += rows
-            write_json(self.workdir / "record.json", self._records)
+        unknown = None
+        if self.config.unknown_ends:
+            unknown = self._unknown_ends()
+        loads, notes = plan.loads(self.config.plan, self.rates, self.items, unknown)
+        self.notes += notes
+        for note in self.notes:
+            self._say(note)
+        for index, side, scenario, load in ab.alternate(self.sides, loads, self.config.rounds):
+            self._measure(side, scenario, load.items, index, f"{index}-{side.target.name}-{scenario.title}")
+
+    def search(self) -> None:
+        """The largest rate of each side, from what it did offline."""
+        for name in self.config.largest_rate:
+            for side in self.sides:
+                holds = functools.partial(self._holds, side, name)
+                start = self.config.plan.poisson(name).of_slowest * self.rates[side.target.name]
+                found = largest_rate(holds, start, self.config.search)
+                self.searches.append(RateSearch(side.target.name, name, found.held, found.missed, found.probes))
+
+    def _holds(self, side: ab.Side, name: ScenarioName, rate_per_s: float) -> bool:
+        """LoadGen's verdict at that rate; where it wants more queries to judge, once more with twice as many."""
+        search = self.config.search
+        for times in (1, 2):
+            scenario = dataclasses.replace(
+                plan.poisson(self.config.plan, name, rate_per_s, f"{name}, search"),
+                queries=times * search.queries,
+                min_duration_s=search.min_duration_s,
+            )
+            label = f"search-{name}-{side.target.name}-{rate_per_s:.1f}-{times}"
+            run = self._measure(side, scenario, self.items, _NOT_COMPARED, label)
+            missed = limits_missed(run.kind, run.loadgen)
+            if missed != TOO_FEW:
+                break
+        return run.verdict.valid and not missed
 
     def result(self, runs: Sequence[SideRun] | None = None) -> BenchResult:
         return BenchResult(
             config=_as_json(self.config),
-            sides=self.config.sides,
+            sides=self.config.compare,
             runs=tuple(self.runs if runs is None else runs),
-            comparisons=ab.compare(self.runs, self.config.sides),
+            comparisons=ab.compare(self.runs, self.config.compare),
             quality=self.quality,
             notes=tuple(self.notes),
             valid=not self.reasons,
             reasons=tuple(self.reasons),
+            searches=tuple(self.searches),
+            wall_s=time.perf_counter() - self.began,
         )
 
-    def _measure(self, side: ab.Side, scenario: Scenario, index: int, log_name: str) -> SideRun:
-        label = "calibration" if index < 0 else f"round {index + 1}/{self.config.rounds}"
-        items = self.items[: scenario.queries] if scenario.name == "replay" else self.items
-        with _progress_bar(self.console, f"{label} · {side.target.name} · {scenario.name}") as progress:
+    def _unknown_ends(self) -> tuple[Item, ...]:
+        assert self.judgement is not None
+        directory = shipped.model(self.config.model)
+        family, hf = family_of_directory(directory)
+        vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
+        if vocabulary is None or not vocabulary.eos_ids:
+            raise Refusal(f"Unknown ends need an end-of-text id, and {directory} names none. Set unknown_ends=False.")
+        most = self.config.workload.output.high
+        return with_unknown_ends(self.items, self.judgement.reference, min(vocabulary.eos_ids), most)
+
+    def _measure(self, side: ab.Side, scenario: Scenario, items: Sequence[Item], index: int, log_name: str) -> SideRun:
+        """Runs it, keeps it, writes its record and prints its line."""
+        label = scenario.title if index < 0 else f"round {index + 1}/{self.config.rounds}"
+        with _progress_bar(self.console, f"{label} · {side.target.name} · {scenario.title}") as progress:
             run = ab.measure(
                 side,
                 scenario,
@@ -252,65 +292,26 @@ class _Bench:
                 round_index=index,
                 log_directory=self.workdir / "loadgen" / _file_name(log_name),
                 progress=progress,
+                quiet_loop_s=self._quiet_loop_s,
             )
+        self.runs.append(run)
+        where = f"{run.side}, {run.scenario}" + (f", round {index + 1}" if index >= 0 else "")
+        self.reasons += [f"{where}: {reason}" for reason in run.verdict.reasons]
+        rows = records_of(self.result(runs=(run,)), self._machine)
+        append(self.workdir / "results.parquet", rows)
+        self._records += rows
+        write_json(self.workdir / "record.json", self._records)
         m = run.metrics
         self.console.print(
             f"{label:11} {run.side:12} {run.scenario:12} {m.completed:5} requests in {m.duration_s:5.1f} s"
-            f"  {m.output_tokens_per_s:7,.0f} tokens/s"
-            f"  TTFT p99 {m.ttft_ms.p99:8,.1f} ms  TPOT p99 {m.tpot_ms.p99:6,.1f} ms  {_verdict_word(run)}",
+            f"  {m.output_tokens_per_s:7,.0f} tokens/s  TTFT p50 {m.ttft_ms.p50:8,.1f} ms"
+            f"  TPOT p50 {m.tpot_ms.p50:6,.2f} ms  {_verdict_word(run)}",
             soft_wrap=True,
         )
         return run
 
-    def _poisson(self) -> dict[str, PoissonConfig]:
-        return {"Server": self.config.server, "Interactive": self.config.interactive}
-
-    def _scenario(self, name: ScenarioName, a_per_s: float, b_per_s: float) -> Scenario:
-        config, seed = self.config, self.config.seed
-        if name == "SingleStream":
-            return Scenario(name, config.single_stream.queries, percentile=config.single_stream.percentile, seed=seed)
-        if name == "Offline":
-            return Scenario(name, config.offline.queries, seed=seed)
-        if name == "replay":
-            limits = Limits(config.server.ttft_limit_ms, config.server.tpot_limit_ms)
-            return Scenario(name, len(self.items), limits=limits, seed=seed)
-        poisson = self._poisson()[name]
-        return Scenario(
-            name,
-            poisson.queries,
-            rate_per_s=poisson.rate(a_per_s, b_per_s),
-            percentile=poisson.percentile,
-            limits=Limits(poisson.ttft_limit_ms, poisson.tpot_limit_ms),
-            seed=seed,
-        )
-
     def _say(self, text: str) -> None:
         self.console.print(text, style="dim", markup=False, soft_wrap=True)
-
-
-def make_target(config: Config, side: SideConfig) -> Target:
-    """The target of one side, not yet started."""
-    name = _name(side)
-    if side.kind == "stock":
-        return StockTarget(config.model, _stock_config(config, side), name)
-    if side.kind == "engine":
-        return EngineTarget(config.model, side.engine or config.engine, name)
-    assert side.http is not None
-    key = None
-    if side.api_key_variable:
-        key = os.environ.get(side.api_key_variable)
-        if not key:
-            raise Refusal(f"The environment variable {side.api_key_variable}, which holds the server's key, is unset.")
-    return HttpTarget(side.http, name, key)
-
-
-def _name(side: SideConfig) -> str:
-    return side.name or {"stock": "stock", "engine": "optimised"}.get(side.kind) or (side.http.url if side.http else "")
-
-
-def _stock_config(config: Config, side: SideConfig) -> StockConfig:
-    """The stock side is compiled for just the workload's longest prompt and answer."""
-    return StockConfig(side.dtype, side.batch_size, config.workload.input.high, config.workload.output.high)
 
 
 def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
@@ -322,7 +323,7 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
             f"The workload is made with the model's tokenizer; {file} does not exist. Set model to a directory in "
             "Hugging Face layout, relative to the current folder or absolute."
         )
-    local = [side for side in (config.a, config.b) if side.kind != "http"]
+    local = [side for side in config.chosen.values() if side.kind != "http"]
     engines = [side.engine or config.engine for side in local if side.kind == "engine"]
     lengths = [e.max_model_len for e in engines if e.max_model_len]
     if local:  # A server may have a model of a class that is not served here.
@@ -335,8 +336,9 @@ def _tokenizer_and_context(config: Config) -> tuple[Tokenizer, int]:
 def _verdict_word(run: SideRun) -> str:
     if not run.verdict.valid:
         return "[bold red]INVALID[/]"
-    missed = limits_missed(run.scenario, run.loadgen)
-    return f"[yellow]valid, {missed}[/]" if missed else "[green]valid[/]"
+    beside = [limits_missed(run.kind, run.loadgen), "disturbed" if run.disturbed else ""]
+    said = ", ".join(["valid", *filter(None, beside)])
+    return f"[yellow]{said}[/]" if any(beside) else "[green]valid[/]"
 
 
 @contextmanager

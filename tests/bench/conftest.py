@@ -161,19 +161,25 @@ class Listener:
         return tuple(t for event in self.events for t in event.token_ids)
 
     @property
+    def logprobs(self) -> list[float]:
+        """Of the tokens, where the request wants them."""
+        return [one[t] for e in self.events for one, t in zip(e.logprobs, e.token_ids, strict=bool(e.logprobs))]
+
+    @property
     def text(self) -> str:
         return "".join(event.text for event in self.events)
 
 
 @pytest.fixture
 def ask():
-    """ask(target, prompt, **sampling) → the listener of a request just submitted."""
+    """ask(target, prompt, forced=(), **sampling) → the listener of a request just submitted."""
     numbers = itertools.count()
 
-    def make(target, prompt, **sampling) -> Listener:
+    def make(target, prompt, forced=(), **sampling) -> Listener:
         listener = Listener()
-        sampling = dict(temperature=0, max_tokens=8, ignore_eos=True) | sampling
-        target.submit(Request(f"r{next(numbers)}", tuple(prompt), SamplingParams(**sampling), listener=listener))
+        params = SamplingParams(**dict(temperature=0, max_tokens=8, ignore_eos=True) | sampling)
+        request = Request(f"r{next(numbers)}", tuple(prompt), params, forced=tuple(forced), listener=listener)
+        target.submit(request)
         return listener
 
     return make

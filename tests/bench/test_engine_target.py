@@ -1,6 +1,7 @@
 import jax
 import pytest
 
+from flexjax import kernels
 from flexjax.bench.engine_target import EngineTarget
 from flexjax.engine.config import EngineConfig
 
@@ -56,3 +57,32 @@ def test_description_and_samples(target, ask):
     stats = target.stats()
     assert stats.samples and stats.host_s > 0
     assert all(0 <= s.used_pages <= 1 and 0 <= s.running <= 2 for s in stats.samples)
+
+
+def test_an_engine_can_be_asked_for_plain_xla(tiny_directory, ask):
+    """The step of a ladder below our own kernels: the same tokens in float32, and the record says what ran."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("on other chips the bodies are not those of a CPU")
+    config = EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=32, page_size=8)
+    ops = ("quantized_matmul", "ragged_paged_attention", "rotary")
+    tokens, bodies = [], []
+    for asked in ({}, dict.fromkeys(ops, "xla")):
+        target = EngineTarget(tiny_directory, config)
+        with kernels.use_bodies(**asked), kernels.recording() as used:
+            target.start()
+        tokens.append([listener.token_ids for listener in _answered(ask, target)])
+        bodies.append({op: {choice.body for choice in choices} for op, choices in used.items()})
+        target.stop()
+    assert tokens[0] == tokens[1]
+    assert (
+        all(found == {"xla"} for op, found in bodies[1].items() if op in ops) and "ragged_paged_attention" in bodies[1]
+    )
+    if "cpu" in bodies[0]["quantized_matmul"]:  # A compiler was there.
+        assert bodies[0]["ragged_paged_attention"] == {"cpu"}
+
+
+def _answered(ask, target):
+    asked = [ask(target, range(1, n), max_tokens=12) for n in (2, 5)]
+    for listener in asked:
+        listener.wait()
+    return asked

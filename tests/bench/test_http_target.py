@@ -17,8 +17,10 @@ from flexjax.bench import validity
 from flexjax.bench.http_target import HttpConfig, HttpTarget
 from flexjax.bench.loadgen import run_loadgen
 from flexjax.bench.openai_chunks import UNKNOWN_TOKEN
+from flexjax.bench.quality import Window
 from flexjax.bench.scenario import Scenario
-from flexjax.refusal import Refusal
+from flexjax.engine.request import Request, SamplingParams
+from flexjax.refusal import Refusal, Unsupported
 
 
 class Server(ThreadingHTTPServer):
@@ -211,6 +213,16 @@ def test_it_is_measured_like_any_target(connect, items, tmp_path):
     assert all(t.scheduled_s is None and t.n_out == t.n_requested for t in run.timelines)
 
 
+NO_ECHO = Reply([b'{"error": {"message": "Only no echo is supported"}}'], "length", "400 Bad Request")
+
+
+def echoed(body: dict) -> Reply:
+    """The log-probability of a token is a hundredth of its id below 0; a long list takes more than one read."""
+    listed = [None, *(-i / 100 for i in body["prompt"][1:]), -99.0]
+    answer = json.dumps({"choices": [{"text": "x" * 200_000, "logprobs": {"token_logprobs": listed}}]})
+    return Reply([0.02, answer.encode()], "length", content_type="application/json")
+
+
 @pytest.fixture(scope="module")
 def completions():
     always = {name: Reply(steps) for name, steps in RIGHT.items()} | FRAMED
@@ -218,6 +230,9 @@ def completions():
     other = Reply(GOOD)  # To the prompt [2].
     play = lambda reply: lambda body, before: other if body["prompt"] == [2] else reply
     return {name: play(reply) for name, reply in always.items()} | {
+        "echoes": lambda body, before: echoed(body),
+        "echoes once": lambda body, before: NO_ECHO if before else echoed(body),
+        "never echoes": lambda body, before: NO_ECHO,
         "stale": lambda body, before: Reply([CUT], "raw") if before == 1 else Reply(GOOD),
     }
 
@@ -322,6 +337,41 @@ def test_an_idle_target_asks_nothing_and_models_only_without_a_model(odd, begin)
     assert len(odd.seen) == before
     assert begin(odd.url, "").describe()["served_model"] == "good"
     assert [seen.path for seen in odd.seen[before:]] == ["/v1/models"]
+
+
+WINDOWS = [Window((1, 2), (3 + i, 4), 2) for i in range(20)]
+
+
+def test_log_probabilities_of_a_text_are_echoed(odd, begin):
+    target = begin(odd.url, "echoes")
+    assert target.continuation_logprobs(WINDOWS) == [[-(3 + i) / 100, -0.04] for i in range(20)]
+    assert target.continuation_logprobs([]) == []
+    seen = odd.of("echoes")
+    assert sorted(s.body["prompt"] for s in seen) == [[1, 2, 3 + i, 4] for i in range(20)]
+    assert 1 < len({s.connection for s in seen}) <= 8
+
+
+def test_a_server_that_does_not_echo_is_asked_once(odd, begin):
+    with pytest.raises(Unsupported, match="does not echo: HTTP 400: .*Only no echo is supported"):
+        begin(odd.url, "never echoes").continuation_logprobs(WINDOWS)
+    assert len(odd.of("never echoes")) == 1
+    with pytest.raises(Unsupported, match="does not echo"):
+        begin(odd.url, "echoes once").continuation_logprobs(WINDOWS)
+    with pytest.raises(RuntimeError, match="could not echo a prompt") as failed:
+        begin(odd.url, "cut at once").continuation_logprobs(WINDOWS)
+    assert not isinstance(failed.value, Unsupported)
+
+
+def test_prompts_that_go_out_as_text_have_no_log_probabilities_of_known_tokens(connect, tiny_directory):
+    server, target = connect(prompt="text", tokenizer=str(tiny_directory))
+    with pytest.raises(Unsupported, match=r"set http\.prompt to 'ids'"):
+        target.continuation_logprobs(WINDOWS)
+    assert server.bodies == []
+
+
+def test_forced_tokens_are_refused(odd, begin):
+    with pytest.raises(Refusal, match="chooses its own tokens; the request forces 2"):
+        begin(odd.url).submit(Request("r", (1,), SamplingParams(max_tokens=2), forced=(3, 4)))
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/list", "/named/v1"])

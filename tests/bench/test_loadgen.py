@@ -39,6 +39,10 @@ def test_an_honest_target_is_valid(scenario, items, fake_target, tmp_path):
         sum(t.n_out for t in run.timelines), rel=validity.TOKEN_COUNT_TOLERANCE
     )
     assert (tmp_path / loadgen.DETAIL_LOG).is_file()
+    # Every answer is told with the item that was asked, in the order of the requests.
+    asked = [items[answer.item].prompt_token_ids for answer in run.answers]
+    assert asked == [request.prompt_token_ids for request in target.seen]
+    assert [len(answer.token_ids) for answer in run.answers] == [t.n_out for t in run.timelines]
 
 
 def test_server_arrivals_are_those_in_loadgens_own_trace(items, fake_target, tmp_path):

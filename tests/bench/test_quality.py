@@ -1,105 +1,132 @@
+import itertools
 import math
 
-import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from flexjax.bench import quality
-from flexjax.engine.request import CompletionOutput
+from flexjax.bench.quality import Window, windows
 
-TEXTS = ["The cat sat.", "Ünïcode ✓ text", "a"]
+TEXTS = ["The cat sat on the mat.", "Ünïcode ✓ text 👩‍👩‍👧‍👦 of many bytes", "a", ""]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One token a byte: ids do not depend on merges."""
+def byte_level(merges=(), trim_offsets=True) -> Tokenizer:
+    """One token a byte, but for the merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)} | {"<s>": 256}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=trim_offsets)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def uniform(ids):
-    return np.zeros((len(ids), 257), np.float32)
+def word_level() -> Tokenizer:
+    """A token a word; blanks are dropped, as is what stands at the ends."""
+    tokenizer = Tokenizer(models.WordLevel(vocab={"?": 0, "the": 1, "cat": 2}, unk_token="?"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
 
 
-def test_a_uniform_model_needs_the_log_of_the_vocabulary(tokenizer):
-    ascii_only = ["The cat sat.", "on the mat"]
-    assert quality.bits_per_byte(uniform, tokenizer, ascii_only, 100) == pytest.approx(math.log2(257))
+@pytest.mark.parametrize("start", [(), (7,), (8, 7)])
+@pytest.mark.parametrize("context", [2, 5])
+@pytest.mark.parametrize("continuation", [1, 3, 1000])
+def test_every_token_past_the_first_context_is_scored_once_with_what_stands_before_it(start, context, continuation):
+    tokenizer = byte_level()
+    own = context - len(start)
+    for text in TEXTS:
+        ids = tuple(tokenizer.encode(text).ids)
+        found = windows(tokenizer, [text], context=context, continuation=continuation, min_bytes=10**9, start=start)
+        assert tuple(itertools.chain(*(w.continuation for w in found))) == ids[own:]
+        at = own
+        for window in found:
+            assert window.context == (*start, *ids[at - own : at]) and len(window.context) == context
+            assert 1 <= len(window.continuation) <= continuation
+            at += len(window.continuation)
 
 
-def test_a_certain_model_needs_none_and_a_wrong_one_much(tokenizer):
-    def certain(ids, sign=1.0):
-        logits = np.zeros((len(ids), 257), np.float32)
-        logits[np.arange(len(ids) - 1), ids[1:]] = 1000.0 * sign
-        return logits
-
-    assert quality.bits_per_byte(certain, tokenizer, TEXTS, 100) == pytest.approx(0.0, abs=1e-9)
-    assert quality.bits_per_byte(lambda ids: certain(ids, -1.0), tokenizer, TEXTS, 100) > 1000
-
-
-def test_bytes_are_counted_and_not_characters_or_tokens(tokenizer):
-    """Two bytes a character, one token a byte: the first character is passed with the first token."""
-    text = "éééé"
-    bits = quality.bits_per_byte(uniform, tokenizer, [text], 100)
-    assert bits == pytest.approx(math.log2(257) * 7 / 6)
-
-
-def test_a_leading_special_token_lets_the_first_byte_be_scored(tokenizer):
-    with_bos = Tokenizer.from_str(tokenizer.to_str())
-    with_bos.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    seen = []
-
-    def score(ids):
-        seen.append(len(ids))
-        return uniform(ids)
-
-    assert quality.bits_per_byte(score, with_bos, ["abc"], 100) == pytest.approx(math.log2(257))
-    assert seen == [4]
+@pytest.mark.parametrize(
+    "tokenizer",
+    [byte_level(), byte_level(trim_offsets=False), byte_level([("t", "h"), ("Ġ", "Ġ"), ("Ã", "¼")]), word_level()],
+    ids=["bytes", "untrimmed", "merged", "words"],
+)
+@pytest.mark.parametrize("continuation", [1, 2, 7])
+def test_bytes_add_up_to_those_of_the_text(tokenizer, continuation):
+    texts = [*TEXTS, "  the  cat\n\n  ", "ü✓ü✓  ✓", "the cat the"]
+    for text in texts:
+        found = windows(tokenizer, [text], context=1, continuation=continuation, min_bytes=10**9, start=(3,))
+        # All text is scored behind a token that stands for none; a text without a token has nothing to score.
+        assert sum(w.n_bytes for w in found) == (len(text.encode()) if tokenizer.encode(text).ids else 0)
+    # The first character is passed with its first token, though three tokens make it.
+    (window,) = windows(byte_level(), ["✓ab"], context=1, continuation=9)
+    assert len(window.continuation) == 4 and window.n_bytes == 2
 
 
-def test_only_the_beginning_of_a_long_document_is_scored(tokenizer):
-    seen = []
+def test_documents_are_taken_in_turn_until_the_bytes_are_reached():
+    texts = ["abcdefgh", "ij", "klmnop"]
+    cut = lambda min_bytes: windows(byte_level(), texts, context=2, continuation=3, min_bytes=min_bytes)
+    # The second has no more than its context.
+    spell = lambda ids: byte_level().decode(list(ids))
+    assert [spell(w.continuation) for w in cut(10**6)] == ["cde", "mno", "fgh", "p"]
+    assert [w.n_bytes for w in cut(4)] == [3, 3] and [w.n_bytes for w in cut(7)] == [3, 3, 3]
+    assert cut(0) == ()
 
-    def score(ids):
-        seen.append(len(ids))
-        return uniform(ids)
 
-    assert quality.bits_per_byte(score, tokenizer, ["a" * 50, "b" * 3], 10) == pytest.approx(math.log2(257))
-    assert seen == [10, 3]
+def test_a_window_without_room_is_refused():
+    for context, continuation, start in ((0, 1, ()), (1, 0, ()), (1, 1, (5, 6))):
+        with pytest.raises(ValueError, match=rf"room for the {len(start)} .*got {context} and {continuation}"):
+            windows(byte_level(), ["abc"], context=context, continuation=continuation, start=start)
 
 
-def test_nothing_to_score_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="None of the 1 documents"):
-        quality.bits_per_byte(uniform, tokenizer, ["a"], 10)
-    with pytest.raises(ValueError, match="at least 2; got 1|at least 2, .*got 1"):
-        quality.bits_per_byte(uniform, tokenizer, ["abc"], 1)
+def window(n_tokens: int, n_bytes: int) -> Window:
+    return Window((1,), tuple(range(n_tokens)), n_bytes)
+
+
+def test_a_uniform_model_needs_the_log_of_the_vocabulary():
+    cut = [window(4, 4), window(3, 3)]  # One token a byte.
+    value, interval = quality.bits_per_byte([[-math.log(257)] * len(w.continuation) for w in cut], cut)
+    assert value == pytest.approx(math.log2(257))
+    assert interval.low == pytest.approx(value) == interval.high
+    value, interval = quality.bits_per_byte([[-math.log(2)] * 4], [window(4, 8)])
+    assert value == pytest.approx(0.5) and interval is None
+
+
+def test_a_pair_s_interval_is_far_narrower_than_those_of_the_sides():
+    """Texts differ much in how hard they are; the second side takes 1 to 3 % more bits of each."""
+    cut = [window(1, 10)] * 40
+    hard = [5.0 + (7 * i) % 31 for i in range(40)]
+    first = [[-math.log(2) * x] for x in hard]
+    second = [[-math.log(2) * x * (1.01 + 0.01 * (i % 3))] for i, x in enumerate(hard)]
+    (a, spread), (b, _) = quality.bits_per_byte(first, cut), quality.bits_per_byte(second, cut)
+    ratio, narrow = quality.kept(quality.bits(second), quality.bits(first), "lower")
+    assert ratio == pytest.approx(a / b) and 0.97 < narrow.low < ratio < narrow.high < 0.99
+    assert 20 * (narrow.high - narrow.low) / ratio < (spread.high - spread.low) / a
+    assert quality.kept([3.0, 1.0], [1.0, 1.0], "higher")[0] == 2.0
+    assert quality.kept([3.0, 1.0], [0.0, 0.0], "higher") == (None, None)
+
+
+def test_what_is_no_log_probability_is_told():
+    cut = [window(2, 2), window(1, 1)]
+    assert quality.fault([[-0.1, 0.0], [1e-3]], cut) == ""
+    assert quality.fault([[-0.1, 0.0]], cut) == "log-probabilities of 1 windows came back, of 2"
+    assert "1 of 2 windows" in quality.fault([[-0.1], [-0.2]], cut)
+    for wrong in (-math.inf, math.nan, 0.7):
+        assert f"such as {wrong}" in quality.fault([[-0.1, wrong], [0.0]], cut)
 
 
 def test_rouge_l_follows_the_longest_common_subsequence():
     """Lin 2004, the example of section 3.2: 'police killed the gunman' against three candidates."""
     reference = "police killed the gunman"
-    scores = [quality.rouge_l([text], [reference]) for text in ("police kill the gunman", "the gunman kill police")]
+    scores = [quality.rouge_l(text, reference) for text in ("police kill the gunman", "the gunman kill police")]
     assert scores == pytest.approx([75.0, 50.0])
-    assert quality.rouge_l(["a b", "!", ""], ["a b", "!", ""]) == 100.0
-    assert quality.rouge_l(["a", ""], ["b", "c"]) == 0.0
+    assert [quality.rouge_l(text, text) for text in ("a b", "!", "")] == [100.0] * 3
+    assert [quality.rouge_l("a", "b"), quality.rouge_l("", "c"), quality.rouge_l("!", "?")] == [0.0] * 3
 
 
 def test_tokens_match_by_place():
-    assert quality.matching_tokens([[1, 2, 3]], [[1, 2, 3]]) == 100.0
-    assert quality.matching_tokens([[1, 2, 3], [5]], [[1, 9, 3], []]) == 50.0
-    assert quality.matching_tokens([[]], [[]]) == 100.0
-
-
-def test_answers_are_judged_against_the_reference():
-    def output(text, ids):
-        return CompletionOutput(0, text, ids, "length")
-
-    found = quality.against_reference("int8", [output("a b c d", (1, 2))], [output("a b c e", (1, 3))])
-    assert [(q.measure, q.value) for q in found] == [("rouge_l", 75.0), ("matching_tokens", 50.0)]
-    with pytest.raises(ValueError, match="got 1 answers and 0 references"):
-        quality.against_reference("int8", [output("a", (1,))], [])
+    assert quality.matching_tokens([1, 2, 3], [1, 2, 3]) == (3, 3)
+    assert quality.matching_tokens([1, 2, 3], [1, 9, 3]) == (2, 3)
+    assert quality.matching_tokens([5], []) == (0, 1)
 
 
 def test_the_bars_are_those_of_mlperf():

@@ -17,6 +17,7 @@ def test_requests_arrive_at_their_offsets(timed, fake_target):
     assert [r.prompt_token_ids for r in target.seen] == [item.prompt_token_ids for item in timed]
     assert all(t.completed and t.first_token_s > t.arrival_s for t in run.timelines)
     assert run.loadgen == {} and run.faults == ()
+    assert [(a.item, len(a.token_ids)) for a in run.answers] == [(i, x.n_expected) for i, x in enumerate(timed)]
 
 
 def test_latency_counts_from_the_offset_even_when_the_target_is_busy(timed, fake_target):

@@ -1,4 +1,6 @@
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -88,6 +90,33 @@ def test_sampling_draws_by_temperature(target, greedy, ask):
     assert len({listener.token_ids for listener in drawn} | {greedy([1, 2, 3], 12)}) == 3
 
 
+def test_forced_tokens_come_back_with_the_model_s_log_probabilities(target, tiny_directory, ask):
+    family, _ = causal_lm.family_of_directory(tiny_directory)
+    model = family.load(tiny_directory, dtype=jnp.float32)
+    text = [int(i) for i in np.random.default_rng(0).integers(0, 256, 40)]
+    logprobs = np.asarray(jax.nn.log_softmax(model.logits(model.dense(jnp.asarray([text]))[0][0])))
+    asked = [ask(target, text[:n], text[n : n + 20], max_tokens=20, logprobs=0) for n in (1, 7, 12, 20)]
+    free = ask(target, text[:7], max_tokens=20)
+    for n, listener in zip((1, 7, 12, 20), asked, strict=True):
+        assert listener.wait().finish_reason == "length"
+        assert list(listener.token_ids) == text[n : n + 20]
+        expected = logprobs[np.arange(n - 1, n + 19), text[n : n + 20]]
+        np.testing.assert_allclose(listener.logprobs, expected, rtol=0, atol=2e-5)
+    free.wait()
+    beside = ask(target, text[:7], max_tokens=20)  # In one batch with a forced one.
+    ask(target, text[:3], text[3:9], max_tokens=9, logprobs=0).wait()
+    beside.wait()
+    assert beside.token_ids == free.token_ids and beside.logprobs == []
+
+
+def test_after_the_forced_tokens_it_goes_on_and_a_forced_stop_ends_it(target, greedy, ask):
+    listener = ask(target, [9, 9, 9], [4, 5], max_tokens=6)
+    listener.wait()
+    assert listener.token_ids == (4, 5, *greedy([9, 9, 9, 4, 5], 4))
+    stopped = ask(target, [9, 9, 9], [4, 256, 5], max_tokens=6, ignore_eos=False)
+    assert stopped.wait().finish_reason == "stop" and stopped.token_ids == (4, 256)
+
+
 @pytest.mark.parametrize(
     ("prompt", "sampling", "message"),
     [
@@ -95,7 +124,7 @@ def test_sampling_draws_by_temperature(target, greedy, ask):
         ([], {}, "the request has 0 and 8"),
         ([1], {"max_tokens": 25}, "has 1 and 25"),
         ([1], {"top_k": 3}, "by argmax or by temperature alone"),
-        ([1], {"logprobs": 1}, "by argmax or by temperature alone"),
+        ([1], {"logprobs": 1}, "log-probability \\(logprobs=0\\) alone"),
     ],
 )
 def test_what_was_not_planned_for_is_refused(target, ask, prompt, sampling, message):

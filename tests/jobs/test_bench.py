@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from flexjax.bench import ab
+from flexjax.bench.early_stopping import queries_needed
 from flexjax.bench.http_target import HttpConfig, HttpTarget
 from flexjax.bench.judge import QualityConfig
+from flexjax.bench.plan import OfflineConfig, PoissonConfig, SingleStreamConfig
 from flexjax.bench.result import StartUp
+from flexjax.bench.search import SearchConfig
+from flexjax.bench.sides import SideConfig, SideMaker
 from flexjax.bench.target import TargetStats
 from flexjax.bench.workload import Lengths, WorkloadConfig
 from flexjax.config import from_config_dict
@@ -21,13 +25,14 @@ from flexjax.engine.config import EngineConfig
 from flexjax.engine.request import TokenEvent
 from flexjax.hardware import compile_cache
 from flexjax.jobs import bench
-from flexjax.jobs.bench import Config, OfflineConfig, PoissonConfig, SideConfig, SingleStreamConfig
+from flexjax.jobs.bench import Config
 from flexjax.records import query
 from flexjax.train.tokenizer import save_tokenizer, train_tokenizer
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-LOOSE = PoissonConfig(queries=64, percentile=0.9, of_b=0.5, ttft_limit_ms=600_000.0, tpot_limit_ms=60_000.0)
+LOOSE = PoissonConfig(64, 0.9, min_duration_s=0.0, of_slowest=0.5, ttft_limit_ms=600_000.0, tpot_limit_ms=60_000.0)
+STREAM = SingleStreamConfig(queries=64, min_duration_s=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +60,18 @@ def config(model, monkeypatch) -> Config:
     monkeypatch.setattr(compile_cache, "enable", lambda: None)  # The tests have a cache of their own.
     return Config(
         model=model,
-        a=SideConfig("stock", batch_size=2),
+        sides={"stock": SideConfig("stock", batch_size=2), "optimised": SideConfig("engine")},
+        scenarios=("SingleStream", "Offline", "Server", "Interactive"),
         engine=EngineConfig(dtype="float32", max_num_seqs=2, max_num_batched_tokens=16, page_size=8),
         workload=WorkloadConfig(prompts=64, input=Lengths(8, 0.3, 4, 16), output=Lengths(4, 0.3, 2, 8)),
         rounds=1,
-        offline=OfflineConfig(queries=12),
+        single_stream=STREAM,
+        offline=OfflineConfig(queries=12, min_duration_s=0.0),
         server=LOOSE,
         interactive=LOOSE,
         calibration_queries=8,
-        quality=QualityConfig(prompts=2, documents=1, document_tokens=16),
+        memory=False,
+        quality=QualityConfig(text_bytes=300, context_tokens=16, continuation_tokens=8, prompts=64, alone=8),
     )
 
 
@@ -104,11 +112,11 @@ class Echo:
 def echoes(config, monkeypatch):
     """The config with two echoes for sides, and the echoes."""
     made = []
-    make = lambda config, side: made.append(Echo(side.name or side.kind)) or made[-1]
-    monkeypatch.setattr(bench, "make_target", make)
+    make = lambda self, name, side: made.append(Echo(name)) or made[-1]
+    monkeypatch.setattr(SideMaker, "target", make)
     monkeypatch.setattr(bench, "write_report", lambda workdir, result: None)  # Seconds of plotting.
-    sides = dict(a=SideConfig("stock", "a"), b=SideConfig("engine", "b"))
-    return dataclasses.replace(config, **sides, quality=QualityConfig(prompts=0, documents=0)), made
+    sides = {"a": SideConfig("stock"), "b": SideConfig("engine")}
+    return dataclasses.replace(config, sides=sides, compare=("a", "b"), quality=QualityConfig(0, prompts=0)), made
 
 
 def test_the_whole_job(config, tmp_path, capsys, monkeypatch):
@@ -118,23 +126,24 @@ def test_the_whole_job(config, tmp_path, capsys, monkeypatch):
     assert bench.run(config, tmp_path) == 0
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "record.json").read_text())
-    runs = [(row["technique.name"], row["submission.scenario"]) for row in rows]
-    assert runs == [(side, scenario) for side in ("stock", "optimised") for scenario in config.scenarios]
+    runs = [(row["technique.name"], row["submission.scenario"]) for row in rows if row["benchmark.round"] >= 0]
+    assert runs == [(side, scenario) for scenario in config.scenarios for side in ("stock", "optimised")]
     for row in rows:
         assert row["benchmark.valid"] is True and row["metrics.ttft_p99_ms"] > 0
         assert row["metrics.failed"] == 0 and row["quality.rouge_l"] == 100  # Both are float32.
         assert json.loads(row["benchmark.config_json"])["rounds"] == 1
     stored = query(tmp_path / "results.parquet", 'SELECT "technique.name" FROM results')
-    assert len(stored) == 8
-    folders = {f"0-{side}-{s}" for side in config.sides for s in config.scenarios}
-    folders |= {f"calibration-{side}" for side in config.sides}
+    assert len(stored) == 8 + 4
+    folders = {f"0-{side}-{s}" for side in config.compare for s in config.scenarios}
+    folders |= {f"calibration-{index}-{side}" for index in (0, 1) for side in config.compare}
     assert {p.name for p in (tmp_path / "loadgen").iterdir()} == folders
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "Server" in printed and "8 of 8 runs valid" in printed and "INVALID" not in printed
 
-    for a, b in zip(seen[2:6], seen[6:], strict=True):  # The first two are the calibration.
+    for a, b in zip(seen[4::2], seen[5::2], strict=True):  # The first four are the calibration.
         assert (a.side, b.side, a.scenario) == ("stock", "optimised", b.scenario)
         assert [(t.n_in, t.n_out) for t in a.timelines] == [(t.n_in, t.n_out) for t in b.timelines]
+        assert [x.item for x in a.answers] == [x.item for x in b.answers]
         if a.scenario in ("Server", "Interactive"):
             assert [t.arrival_s for t in a.timelines] == pytest.approx([t.arrival_s for t in b.timelines], abs=1e-9)
 
@@ -147,33 +156,35 @@ def test_a_limit_missed_is_a_result(echoes, tmp_path, capsys):
     assert printed.count("valid, over its limits") == 2
     assert "2 of 2 runs valid, 2 of them without their limits kept" in printed
     rows = json.loads((tmp_path / "record.json").read_text())
+    rows = [row for row in rows if row["benchmark.round"] >= 0]
     assert [row["benchmark.valid"] for row in rows] == [True, True]
     assert {row["benchmark.loadgen_verdict"] for row in rows} == {"INVALID"}
 
 
 def test_an_invalid_run_is_told_and_fails_the_job(echoes, tmp_path, capsys):
     config, _ = echoes
-    few = SingleStreamConfig(queries=16, percentile=0.9)  # LoadGen needs 64.
+    few = SingleStreamConfig(queries=16, percentile=0.9, min_duration_s=0.0)  # LoadGen needs 64.
     assert bench.run(dataclasses.replace(config, scenarios=("SingleStream",), single_stream=few), tmp_path) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "INVALID" in printed and "b, SingleStream, round 1: LoadGen: too few queries for p90" in printed
     rows = json.loads((tmp_path / "record.json").read_text())
-    assert [row["benchmark.valid"] for row in rows] == [False, False]
+    assert [row["benchmark.valid"] for row in rows if row["benchmark.round"] >= 0] == [False, False]
 
 
 def test_a_calibration_that_failed_ends_the_job(echoes, tmp_path, capsys, monkeypatch):
     config, _ = echoes
     monkeypatch.setattr(Echo, "_answer", lambda self, r: r.listener(TokenEvent("done", r.id, time.perf_counter())))
     assert bench.run(config, tmp_path) == 1
-    assert "INVALID: calibration, a: 8 of 8 requests gave a wrong number of tokens" in capsys.readouterr().out
-    assert not (tmp_path / "record.json").exists()
+    assert "INVALID: a, calibration: 8 of 8 requests gave a wrong number of tokens" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "record.json").read_text())
+    assert {(row["benchmark.round"], row["benchmark.valid"]) for row in rows} == {(-1, False)}
 
 
 def test_a_side_that_cannot_answer_ends_the_job(echoes, tmp_path, capsys, monkeypatch):
     config, _ = echoes
     fail = lambda self, r: r.listener(TokenEvent("done", r.id, 0.0, finish_reason="error", error="out of memory"))
     monkeypatch.setattr(Echo, "_answer", fail)
-    assert bench.run(dataclasses.replace(config, quality=QualityConfig(prompts=1, documents=0)), tmp_path) == 1
+    assert bench.run(dataclasses.replace(config, quality=QualityConfig(0, prompts=1)), tmp_path) == 1
     assert "INVALID: a could not answer: out of memory" in capsys.readouterr().out
 
 
@@ -190,7 +201,7 @@ def test_an_interrupt_loses_no_finished_run(echoes, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench.run(dataclasses.replace(config, scenarios=("Offline",), rounds=2), tmp_path)
     stored = query(tmp_path / "results.parquet", 'SELECT "technique.name" AS side FROM results ORDER BY side')
-    assert [row["side"] for row in stored] == ["a", "b"]
+    assert [row["side"] for row in stored] == ["a", "a", "a", "b", "b", "b"]  # Two each of the calibration.
     assert [echo.stopped for echo in made] == [True, True]
 
 
@@ -201,38 +212,79 @@ def test_a_trace_is_replayed(echoes, tmp_path):
     workload = dataclasses.replace(config.workload, prompts=20, trace=str(tmp_path / "t.jsonl"))
     assert bench.run(dataclasses.replace(config, workload=workload, scenarios=("replay",)), tmp_path / "out") == 0
     rows = json.loads((tmp_path / "out" / "record.json").read_text())
+    rows = [row for row in rows if row["benchmark.round"] >= 0]
     assert [row["submission.scenario"] for row in rows] == ["replay", "replay"]
     assert {row["benchmark.loadgen_verdict"] for row in rows} == {"not driven by LoadGen"}
     assert all(row["metrics.completed"] == 20 and row["metrics.goodput_fraction"] == 1 for row in rows)
 
 
-def test_the_rate_saturates_a_and_leaves_b_room():
-    poisson = PoissonConfig(of_b=0.8, over_a=1.2)
-    assert poisson.rate(a_per_s=10, b_per_s=100) == 80
-    assert poisson.rate(a_per_s=75, b_per_s=100) == 90
-    assert poisson.rate(a_per_s=99, b_per_s=100) == 95  # B's room goes before A's saturation.
-    assert dataclasses.replace(poisson, rate_per_s=7.0).rate(10, 100) == 7.0
+def test_the_largest_rate_is_searched(echoes, tmp_path, capsys, monkeypatch):
+    config, _ = echoes
+    monkeypatch.setattr(bench.plan, "poisson", paced := _paced(bench.plan.poisson))
+    config = dataclasses.replace(
+        config,
+        scenarios=("Offline",),
+        largest_rate=("Server",),
+        search=SearchConfig(probes=2, queries=64, min_duration_s=0),
+    )
+    seen = []
+    monkeypatch.setattr(bench, "write_report", lambda workdir, result: seen.append(result))
+    assert bench.run(config, tmp_path) == 0
+    (result,) = seen
+    assert [(s.side, s.scenario) for s in result.searches] == [("a", "Server"), ("b", "Server")]
+    for search in result.searches:  # Limits that nobody misses: each rate is half as high again.
+        (first, held), (second, held_too) = search.probes
+        assert held and held_too and second == pytest.approx(1.5 * first) == search.held_per_s
+    rows = json.loads((tmp_path / "record.json").read_text())
+    assert sum(row["submission.scenario"] == "Server, search" for row in rows) == 4
+    assert paced.calls == 4
+
+
+def _paced(whole):
+    """Echoes answer faster than LoadGen can ask: their rate is taken as 200 requests/s."""
+
+    def poisson(config, name, rate_per_s, label=""):
+        poisson.calls += 1
+        return dataclasses.replace(whole(config, name, rate_per_s, label), rate_per_s=200.0)
+
+    poisson.calls = 0
+    return poisson
+
+
+def test_unknown_ends_are_the_same_work(config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "write_report", lambda workdir, result: seen.append(result))
+    assert bench.run(dataclasses.replace(config, scenarios=("Offline",), unknown_ends=True), tmp_path) == 0
+    runs = [run for run in seen[0].runs if run.scenario == "Offline, ends unknown"]
+    assert [run.side for run in runs] == ["stock", "optimised"]
+    for run in runs:
+        assert run.verdict.valid and run.answers == ()  # They are forced: nobody's own.
+        assert len({t.n_out for t in run.timelines}) > 2
+    assert [(t.n_in, t.n_out) for t in runs[0].timelines] == [(t.n_in, t.n_out) for t in runs[1].timelines]
 
 
 def test_a_side_can_be_a_server_or_have_an_engine_of_its_own(config, monkeypatch):
+    maker = SideMaker(config.model, config.engine, config.workload)
     http = SideConfig("http", http=HttpConfig("http://127.0.0.1:9"), api_key_variable="PEER_KEY")
     with pytest.raises(ValueError, match="PEER_KEY, which holds the server's key, is unset"):
-        bench.make_target(config, http)
+        maker.target("peer", http)
     monkeypatch.setenv("PEER_KEY", "x")
-    target = bench.make_target(config, http)
-    assert isinstance(target, HttpTarget) and target.name == "http://127.0.0.1:9"
+    target = maker.target("peer", http)
+    assert isinstance(target, HttpTarget) and target.name == "peer"
     wide = dataclasses.replace(config.engine, max_num_seqs=4)
-    assert bench.make_target(config, SideConfig("engine", engine=wide)).config is wide
-    assert bench.make_target(config, config.b).config is config.engine
+    assert maker.target("wide", SideConfig("engine", engine=wide)).config is wide
+    assert maker.target("plain", SideConfig("engine")).config is config.engine
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda c: dataclasses.replace(c, b=SideConfig("stock")),
-            "Both sides are called 'stock': set a.name or b.name",
-        ),
+        (lambda c: dataclasses.replace(c, compare=("stock", "stock")), "two sides or more, each once"),
+        (lambda c: dataclasses.replace(c, compare=("stock", "other")), "compare names other, and sides has stock, opt"),
+        (lambda c: dataclasses.replace(c, largest_rate=("Offline",)), "that of Server or Interactive"),
+        (lambda c: dataclasses.replace(c, overload=0.5), "more than 1 time"),
+        (lambda c: dataclasses.replace(c, unknown_ends=True, quality=QualityConfig(0, prompts=0)), "forced tokens"),
+        (lambda c: SideConfig("http", http=HttpConfig("http://x"), bodies={"rotary": "xla"}), "not of a server"),
         (lambda c: dataclasses.replace(c, scenarios=("replay",)), "set workload.trace"),
         (lambda c: dataclasses.replace(c, rounds=0), "at least one round"),
         (lambda c: SideConfig("http"), "needs http.url"),
@@ -254,14 +306,14 @@ def test_a_model_that_is_not_there_and_a_context_too_short(config, tmp_path):
         bench.run(dataclasses.replace(config, workload=long), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bench", "bench_ci"])
+@pytest.mark.parametrize("name", ["bench", "bench_ci", "bench_full", "quantize", "quantize_cache"])
 def test_shipped_configs_are_sound(name):
     values = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]().to_dict()
     assert values.pop("job") == "bench"
     config = from_config_dict(Config, values)
     longest = config.workload.input.high + config.workload.output.high
-    assert longest <= (config.engine.max_model_len or longest)
+    for side in config.chosen.values():
+        assert longest <= ((side.engine or config.engine).max_model_len or longest)
     for poisson in (config.server, config.interactive):
-        # LoadGen's early stopping: queries without a miss that a percentile needs.
-        assert poisson.queries >= {0.99: 459, 0.9: 64}[poisson.percentile]
+        assert poisson.queries >= queries_needed(poisson.percentile)
     assert config.workload.prompts >= config.single_stream.queries >= 64

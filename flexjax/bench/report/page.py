@@ -10,6 +10,7 @@ import jinja2
 
 from flexjax import files
 from flexjax.bench import cost
+from flexjax.bench.metrics import PERCENTILES
 from flexjax.bench.report import plots, table
 from flexjax.bench.report.rows import model_name
 from flexjax.bench.result import BenchResult, SideRun
@@ -22,9 +23,11 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 # File name → heading and caption, in the order of the page.
 _PICTURES = {
+    "ladder": ("The ladder", "Output tokens a second of every side: bars are medians over rounds, dots the rounds."),
     "ratios": (
         "How many times better",
-        "Dots are medians over rounds, bars reach from the worst to the best round. Logarithmic axis.",
+        "Dots are the ratios of the tables; bars are 95 % intervals, cut at ten times the farthest dot. An empty dot "
+        "has an interval that holds 1: no difference was shown. Logarithmic axis.",
     ),
     "latency": (
         "Latency distributions",
@@ -38,15 +41,7 @@ _PICTURES = {
     ),
     "cache": ("Cache in use", "Share of the key/value cache that holds live tokens, over the first round."),
 }
-
-_TILES = (
-    "output_tokens_per_s",
-    "ttft_p50_ms",
-    "ttft_p99_ms",
-    "tpot_p99_ms",
-    "energy_per_token",
-    "cost_per_million_tokens",
-)
+_TILES = 6
 
 
 def write_report(workdir: Path, result: BenchResult, columns: Mapping[str, Value] | None = None) -> Path:
@@ -73,26 +68,39 @@ def render(
     templates = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    scenarios = list(dict.fromkeys(run.scenario for run in result.runs))
-    templates.filters |= {"figure": table.figure, "times": table.times, "spread": table.spread}
+    runs = table.measured(result)
+    scenarios = list(dict.fromkeys(run.scenario for run in runs))
+    titles = dict.fromkeys(run.scenario for run in result.runs)
+    last = result.sides[-1]
+    headline = [row for row in table.headline(rows) if row.side == last]
+    templates.filters |= {"figure": table.figure, "times": table.times, "between": table.between, "groups": _groups}
     return templates.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        side_a=result.sides[0],
-        side_b=result.sides[1],
-        colours=plots.SIDE_COLOURS,
+        baseline=result.baseline,
+        last=last,
+        sides=result.sides,
+        baseline_colour=plots.BASELINE_COLOUR,
+        side_colour=plots.SIDE_COLOUR,
         model=model_name(result.config),
         device=_device(machine),
         scenarios=scenarios,
-        rounds=len({run.round for run in result.runs}),
+        rounds=len({run.round for run in runs}),
         date=min((run.started_at for run in result.runs), default="")[:16].replace("T", " "),
         valid=result.valid,
         limits_missed=limits_missed,
         reasons=result.reasons,
+        disturbed=table.disturbed(result),
+        took=table.duration(result.wall_s),
         notes=result.notes,
-        tiles=_tiles(rows),
-        sections=[(name, list(found)) for name, found in itertools.groupby(rows, lambda row: row.section)],
+        tiles=[row for row in headline if row.ratio is not None][:_TILES],
+        ladder=table.ladder(result, rows) if len(result.sides) > 2 else None,
+        headline=headline,
+        tables={side: [row for row in rows if row.side == side] for side in result.sides[1:]},
         pictures=[(name, *text) for name, text in _PICTURES.items() if name in svgs],
         svgs=svgs,
-        runs=[run for name in scenarios for run in result.runs if run.scenario == name],
+        searches=result.searches,
+        counted=runs,
+        runs=[run for title in titles for run in result.runs if run.scenario == title],
+        percentiles={title: _percentiles(result, title) for title in titles},
         described=list(_described(result)),
         energy="; ".join(dict.fromkeys(_energy(run) for run in result.runs if run.energy and not table.is_remote(run))),
         cost=_cost(result),
@@ -102,22 +110,26 @@ def render(
     )
 
 
-def _tiles(rows: Sequence[table.Row]) -> list[table.Row]:
-    """The deciding measures of the scenario that decides: Server, else the last that ran."""
-    sections = list(dict.fromkeys(row.section for row in rows if row.measure == "output_tokens_per_s"))
-    if not sections:
-        return []
-    chosen = "Server" if "Server" in sections else sections[-1]
-    found = {row.measure: row for row in rows if row.section == chosen and row.ratio is not None}
-    return [found[measure] for measure in _TILES if measure in found]
+def _groups(rows: Sequence[table.Row]) -> list[tuple[str, list[table.Row]]]:
+    """Rows by section, in their order."""
+    return [(name, list(found)) for name, found in itertools.groupby(rows, lambda row: row.section)]
 
 
-def _described(result: BenchResult) -> Iterator[tuple[str, Any, Any]]:
-    """What each side says of itself, line by line."""
-    said = {run.side: run.described for run in result.runs}
-    a, b = (said.get(side, {}) for side in result.sides)
-    for name in dict.fromkeys([*a, *b]):
-        yield _words(name), a.get(name, "–"), b.get(name, "–")
+def _percentiles(result: BenchResult, scenario: str) -> list[str]:
+    """Which percentiles of a scenario are compared: "p50", "p99"."""
+    compared = [c.measure for c in result.comparisons if c.scenario == scenario]
+    return [name.replace("_", ".") for name in PERCENTILES if any(f"_{name}_ms" in measure for measure in compared)]
+
+
+def _described(result: BenchResult) -> Iterator[tuple[str, list[Any]]]:
+    """What each side says of itself, line by line, and the kernels that it runs."""
+    said: dict[str, dict[str, Any]] = {side: {} for side in result.sides}
+    for run in result.runs:
+        said[run.side] |= run.described
+    for run in result.runs:
+        said[run.side] |= {f"kernel {op}": ", ".join(bodies) for op, bodies in run.kernels.items()}
+    for name in dict.fromkeys(itertools.chain.from_iterable(said.values())):
+        yield _words(name), [said[side].get(name, "–") for side in result.sides]
 
 
 def _energy(run: SideRun) -> str:

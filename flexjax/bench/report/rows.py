@@ -11,7 +11,11 @@ from flexjax.hardware import chips
 from flexjax.records import Record, environment, to_json
 from flexjax.records.schema import Value
 
-VERSION = "1"  # Of what the columns mean; raised when one changes its meaning.
+# Of what the columns mean; raised when one changes its meaning. Since 2: energy counts from the first
+# arrival to the last token, peak memory is that of a process which serves the side alone,
+# `technique.compared_with` is the baseline (none for the baseline itself), and `submission.scenario` may be a
+# variant's title ("Offline, ends unknown"): LoadGen's own scenario is `benchmark.loadgen_scenario`.
+VERSION = "2"
 
 
 def records_of(result: BenchResult, columns: Mapping[str, Value] | None = None) -> tuple[Record, ...]:
@@ -36,8 +40,10 @@ def _columns(result: BenchResult, run: SideRun, running: chips.Running) -> dict[
         "benchmark.name": "flexjax-bench",
         "benchmark.version": VERSION,
         "benchmark.round": run.round,
+        "benchmark.loadgen_scenario": run.kind,
         "benchmark.valid": run.verdict.valid,
         "benchmark.invalid_reasons": "; ".join(run.verdict.reasons),
+        "benchmark.disturbed": "; ".join(run.disturbed),
         "benchmark.loadgen_verdict": run.loadgen.get("result_validity", "not driven by LoadGen"),
         "benchmark.loadgen_json": to_json(run.loadgen),
         "benchmark.config_json": to_json(result.config),
@@ -54,14 +60,27 @@ def _columns(result: BenchResult, run: SideRun, running: chips.Running) -> dict[
         # The pair that Open MLPerf compares systems by.
         "metrics.result": run.metrics.output_tokens_per_s,
         "metrics.units": "Tokens/s",
-        **{f"quality.{q.measure}": q.value for q in result.quality if q.side == run.side},
+        **_quality(result, run),
         **_energy(run),
         **_cost(run, running),
         **_model(result.config, run),
         "technique.name": run.side,
-        "technique.compared_with": next((side for side in result.sides if side != run.side), None),
+        "technique.compared_with": None if run.side == result.baseline else result.baseline,
         "technique.described_json": to_json(run.described),
+        **({"software.kernels": to_json(run.kernels)} if run.kernels else {}),
     }
+
+
+def _quality(result: BenchResult, run: SideRun) -> dict[str, Any]:
+    """Each figure of the run's side; its 95 % interval where there is one."""
+    out: dict[str, Any] = {}
+    for q in result.quality:
+        if q.side != run.side:
+            continue
+        out[f"quality.{q.measure}"] = q.value
+        if q.interval:
+            out |= {f"quality.{q.measure}_low": q.interval.low, f"quality.{q.measure}_high": q.interval.high}
+    return out
 
 
 def _energy(run: SideRun) -> dict[str, Any]:

@@ -53,12 +53,42 @@ def test_everything_is_on_it(written, result):
     for heading in ("Every measure", "Latency distributions", "Timeline of the batch", "Cache in use", "Verdicts"):
         assert heading in text
     for c in result.comparisons:
-        assert f"{table.figure(c.a)} {table.figure(c.b)} {c.unit} {table.times(c.ratio)}" in text
-    assert "✓ VALID" in text and "INVALID" not in text
+        assert f"{table.figure(c.baseline_value)} {table.figure(c.value)} {c.unit} {table.times(c.ratio)}" in text
+    assert "✓ VALID 16 of 16 runs hold. 4 of 16 runs disturbed: another process used 31 % of the cores." in text
+    assert "All of it took 4 min 2 s." in text and "INVALID" not in text
+    assert "4.000 ✓ held , 8.800 ✗ missed , 8.000 ✓ held" in text  # The search, as it was tried.
+    assert "Server, probe at 8.0/s – stock" in text  # A probe has a verdict and no round.
+    assert "kernel quantized matmul – a, b" in text
     assert result.notes[0] in text
     assert environment.collect()["system.cpu.model"] in text
     assert '"max_num_seqs": 16' in text
     assert "estimated" in text and "XLA flags:" in text
+
+
+def test_it_is_read_from_the_verdict_down(ladder, tmp_path):
+    written = write_report(tmp_path, ladder).read_text()
+    assert re.findall("<h2>(.*?)</h2>", written) == [
+        "Every side",
+        "optimised against stock: the first rows",
+        "The ladder",
+        "How many times better",
+        "Latency distributions",
+        "Timeline of the batch",
+        "Cache in use",
+        "Every measure",
+        "Largest rates",
+        "Verdicts",
+        "The sides",
+        "Machine and software",
+        "Configuration",
+    ]
+    text = Page(written).text
+    assert text.index("✓ VALID") < text.index("Every side")
+    whole = text[text.index("Every measure") : text.index("Largest rates")]
+    for side in ladder.sides[1:-1]:
+        assert f"{side} against stock" in whole
+    first = text[text.index("the first rows") : text.index("Values are medians")]
+    assert first.count("×") == 11  # Twelve rows; ROUGE-L has no ratio.
 
 
 def test_the_pictures_lie_beside_it(written):
