@@ -46,7 +46,7 @@ class Side:
     startup: StartUp
     kernels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # Op → bodies that it runs.
     passed_over: tuple[str, ...] = ()  # Bodies that would have come first, and why they could not serve.
-    peak_memory_bytes: int | None = None  # Of a process that serves it alone.
+    peak_memory_bytes: int | None = None  # Of a process that serves this side alone.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Interval:
 
 
 def of_mean(values: Sequence[float]) -> Interval | None:
-    """Of the mean of independent values: mean ± t · s / √n. None for fewer than two, which have no spread."""
+    """Of the mean of independent values: mean ± t · s / √n. None for fewer than two values, which have no spread."""
     if len(values) < 2:
         return None
     centre, half = statistics.fmean(values), half_width(values)
@@ -32,7 +32,7 @@ def of_mean(values: Sequence[float]) -> Interval | None:
 
 
 def of_ratio(ratios: Sequence[float]) -> Interval | None:
-    """Of the geometric mean of independent positive ratios, from their logarithms. None for fewer than two."""
+    """Of the geometric mean of independent positive ratios, from their logarithms. None for fewer than two ratios."""
     if not all(ratio > 0 for ratio in ratios):
         raise Refusal(f"Ratios must be positive to have a logarithm; got {list(ratios)}.")
     found = of_mean([math.log(ratio) for ratio in ratios])

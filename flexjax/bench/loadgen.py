@@ -39,7 +39,7 @@ class LoadRun:
     timelines: tuple[RequestTimeline, ...]
     faults: tuple[str, ...]  # Promises that the target broke, and why the run ended early if it did.
     loadgen: Mapping[str, Any]  # Keys and values of LoadGen's detail log; empty where it had no part.
-    answers: tuple[LoadedAnswer, ...]  # Of completed requests, but for those whose tokens were forced.
+    answers: tuple[LoadedAnswer, ...]  # To the completed requests whose tokens were not forced.
 
 
 def run_loadgen(
