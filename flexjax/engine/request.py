@@ -148,7 +148,6 @@ class Request:
     priority: int = 0  # Lower goes first; equal priorities go first come, first served.
     listener: Listener | None = dataclasses.field(default=None, compare=False)
     forced: tuple[int, ...] = ()  # Output tokens chosen in place of those sampled, from the first; then it goes on.
-    forced: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.params, SamplingParams):

@@ -34,7 +34,7 @@ from flexjax.bench import (
 )
 from flexjax.bench.plan import OfflineConfig, PlanConfig, PoissonConfig, SingleStreamConfig
 from flexjax.bench.report import print_table, records_of, write_report
-from flexjax.bench.scenario import POISSON, UNKNOWN_ENDS
+from flexjax.bench.scenario import POISSON
 from flexjax.bench.search import SearchConfig, largest_rate
 from flexjax.bench.sides import SideConfig, SideMaker
 from flexjax.bench.validity import TOO_FEW, limits_missed
@@ -141,6 +141,7 @@ class _Bench:
 
     def __init__(self, config: Config, workdir: Path, console: Console, items: Sequence[Item]):
         self.config, self.workdir, self.console, self.items = config, workdir, console, items
+        self.maker = SideMaker(config.model, config.engine, config.workload)
         self.began = time.perf_counter()
         self.sides: list[ab.Side] = []
         self.runs: list[SideRun] = []
@@ -154,16 +155,15 @@ class _Bench:
 
     def start(self, stack: ExitStack) -> None:
         """Memory first: another process could not have a chip that this one holds already."""
-        maker = SideMaker(self.config.model, self.config.engine, self.config.workload)
         peaks: dict[str, int | None] = dict.fromkeys(self.config.chosen)
         if self.config.memory:
             for name, side in self.config.chosen.items():
                 with self.console.status(f"{name}: memory of a process that serves it alone"):
-                    peaks[name] = maker.peak_memory(side)
+                    peaks[name] = self.maker.peak_memory(side)
         for name, side in self.config.chosen.items():
-            target = maker.target(name, side)
+            target = self.maker.target(name, side)
             with self.console.status(f"{name}: loading and compiling"):
-                started = maker.start(target, side, peaks[name])
+                started = self.maker.start(target, side, peaks[name])
             stack.callback(target.stop)
             self.sides.append(started)
             self.notes += started.passed_over
@@ -177,7 +177,6 @@ class _Bench:
 
     def judge(self, tokenizer: Tokenizer, max_context: int) -> bool:
         """Quality first: it also warms the sides with real requests. False where one cannot answer them."""
-        maker = SideMaker(self.config.model, self.config.engine, self.config.workload)
         try:
             with self.console.status("judging the answers"):
                 self.judgement = judge_sides(
@@ -185,7 +184,7 @@ class _Bench:
                     self.items,
                     tokenizer,
                     self.config.quality,
-                    lambda: StockTarget(self.config.model, maker.stock(SideConfig("stock")), "reference"),
+                    lambda: StockTarget(self.config.model, self.maker.stock(SideConfig("stock")), "reference"),
                     max_context=max_context,
                     max_prompt=self.config.workload.input.high,
                     max_output=self.config.workload.output.high,
@@ -202,7 +201,7 @@ class _Bench:
     def judge_load(self) -> None:
         """The answers of every run against the reference's; a side that spoils them under load is not to be trusted."""
         if self.judgement is not None:
-            found, reasons = under_load(self.judgement, [run for run in self.runs if run.scenario != UNKNOWN_ENDS])
+            found, reasons = under_load(self.judgement, self.runs)
             self.quality += found
             self.reasons += reasons
 
