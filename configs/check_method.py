@@ -7,9 +7,10 @@ Checks    - equal sides: the 95 % interval of Offline tokens/s and of Server TTF
           - Server with twice the queries: the ratios stay within noise
           - a busy loop on one core: every run is marked as disturbed
 Hardware  any that is otherwise idle; written for two CPU cores
-Expect    about an hour; docs/method.md has the table of such a run
+Expect    an hour and a half; docs/method.md has the table of such a run
 
     python -m flexjax.launch --config=configs/check_method.py
+    python -m flexjax.launch --config=configs/check_method.py --config.parts="('slowed',)"    # 50 minutes
 """
 
 from ml_collections import ConfigDict

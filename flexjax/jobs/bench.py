@@ -142,6 +142,7 @@ class _Bench:
     def __init__(self, config: Config, workdir: Path, console: Console, items: Sequence[Item]):
         self.config, self.workdir, self.console, self.items = config, workdir, console, items
         self.maker = SideMaker(config.model, config.engine, config.workload)
+        self._width = max(map(len, config.compare))
         self.began = time.perf_counter()
         self.sides: list[ab.Side] = []
         self.runs: list[SideRun] = []
@@ -169,7 +170,7 @@ class _Bench:
             self.notes += started.passed_over
             startup, peak = started.startup, peaks[name]
             self._say(
-                f"{name:12} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
+                f"{name:{self._width}} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
                 + (f"; alone it takes {peak / 2**20:,.0f} MiB" if peak else "")
             )
         self._machine = environment.collect()
@@ -195,7 +196,7 @@ class _Bench:
         self.quality = self.judgement.quality
         self.notes += self.judgement.notes
         for q in self.quality:
-            self._say(f"{q.side:12} {q.measure} {q.value:.4g} {q.unit} ({q.basis})")
+            self._say(f"{q.side:{self._width}} {q.measure} {q.value:.4g} {q.unit} ({q.basis})")
         return True
 
     def judge_load(self) -> None:
@@ -302,7 +303,7 @@ class _Bench:
         write_json(self.workdir / "record.json", self._records)
         m = run.metrics
         self.console.print(
-            f"{label:11} {run.side:12} {run.scenario:12} {m.completed:5} requests in {m.duration_s:5.1f} s"
+            f"{label:11} {run.side:{self._width}} {run.scenario:12} {m.completed:5} requests in {m.duration_s:5.1f} s"
             f"  {m.output_tokens_per_s:7,.0f} tokens/s  TTFT p50 {m.ttft_ms.p50:8,.1f} ms"
             f"  TPOT p50 {m.tpot_ms.p50:6,.2f} ms  {_verdict_word(run)}",
             soft_wrap=True,

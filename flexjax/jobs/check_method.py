@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +38,8 @@ _HELD = 17 / 20  # Of 95 % intervals; with 20 of them fewer than 17 hold 1 once 
 _WORDS = {True: "holds", False: "FAILS", None: ""}
 _OFFLINE, _SERVER = ("Offline", "output_tokens_per_s"), ("Server", "ttft_p50_ms")
 
+Part = Literal["busy", "doubled", "equal", "slowed"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -44,9 +47,10 @@ class Config:
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)  # Of both equal sides.
     stock_batch_size: int = 16  # Of the slower side in the check with twice the queries.
     workload: WorkloadConfig = dataclasses.field(default_factory=WorkloadConfig)
+    parts: tuple[Part, ...] = get_args(Part)
     comparisons: int = 20  # Of equal sides, and as many of a side with one that is slowed.
     rounds: int = 3  # Pairs of runs in a comparison of equal sides, Offline and Server.
-    slowed_rounds: int = 9  # Pairs of runs in a comparison with a slowed side, Offline alone.
+    slowed_rounds: int = 14  # Pairs of runs in a comparison with a slowed side, Offline alone.
     window_s: float = 5.0  # Of each run.
     queries: int = 459  # Of Server at least; the check with twice the queries runs so many and twice as many.
     of_offline: float = 0.7  # Rate of Server, as a fraction of what a side does offline.
@@ -54,6 +58,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        if not self.parts:
+            raise Refusal(f"Nothing to check: set parts to one or more of {', '.join(get_args(Part))}.")
         if self.comparisons < 1 or self.rounds < 2 or self.slowed_rounds < 2:
             raise Refusal("Intervals need two rounds or more, and the check one comparison or more.")
         if self.engine.pipeline_depth != 1:
@@ -86,14 +92,16 @@ def run(config: Config, workdir: Path) -> int:
             target = maker.target(name, dataclasses.replace(side, batch_size=config.stock_batch_size))
             check.sides[name] = maker.start(target, side, None)
             stack.callback(target.stop)
-        with Progress(2 * config.comparisons + 2) as progress:
+        repeated = sum(part in ("equal", "slowed") for part in config.parts)
+        with Progress(len(config.parts) - repeated + repeated * config.comparisons) as progress:
             check.all(progress)
-        if check.slowed:  # Also where it was interrupted.
-            check.write()
+        findings = check.findings()  # Also of a check that was interrupted.
+        check.write(findings)
         progress.close()
-    return 1 if any(finding.holds is False for finding in check.findings()) else 0
+    return 1 if any(finding.holds is False for finding in findings) else 0
 
 
+_EQUAL = ("one", "other")
 _SIDES = {"one": SideConfig("engine"), "other": SideConfig("engine"), "stock": SideConfig("stock")}
 
 
@@ -115,75 +123,81 @@ class _Check:
         rates = {name: max(r.metrics.requests_per_s for r in warm if r.side == name) for name in _SIDES}
         rate = min(rates["one"], rates["other"])
         both = [self._offline(rate), self._server(rate, config.queries, config.window_s)]
-        with _busy_core():
-            self.busy = self._compare(("one", "other"), both[:1], 2, 0)
-        progress.done(f"beside a busy loop: {sum(bool(r.disturbed) for r in self.busy)} of {len(self.busy)} disturbed")
-        for times in (1, 2):
-            load = self._server(rates["stock"], times * config.queries, 0.0)
-            self.doubled.append(self._compare(("stock", "one"), [load], config.rounds, 0))
-        progress.done(f"twice the queries: {', then '.join(_said(runs, ('stock', 'one')) for runs in self.doubled)}")
+        if "busy" in config.parts:
+            with _busy_core():
+                self.busy = self._compare(_EQUAL, both[:1], 2, 0)
+            progress.done(f"beside a busy loop: {self._disturbed(self.busy)}")
+        if "doubled" in config.parts:
+            for times in (1, 2):
+                load = self._server(rates["stock"], times * config.queries, 0.0)
+                self.doubled.append(self._compare(("stock", "one"), [load], config.rounds, 0))
+            progress.done(f"twice the queries: {', then '.join(_said(runs, ('stock', 'one')) for runs in self.doubled)}")
         for index in range(config.comparisons):
-            self.equal.append(self._compare(("one", "other"), both, config.rounds, index))
-            progress.done(f"equal sides: {_said(self.equal[-1], ('one', 'other'))}")
-            with _slowed(self.sides["other"].target, config.slowdown):
-                self.slowed.append(self._compare(("one", "other"), both[:1], config.slowed_rounds, index))
-            progress.done(f"one slowed by {config.slowdown:.0%}: {_said(self.slowed[-1], ('one', 'other'))}")
+            if "equal" in config.parts:
+                self.equal.append(self._compare(_EQUAL, both, config.rounds, index))
+                progress.done(f"equal sides: {_said(self.equal[-1], _EQUAL)}")
+            if "slowed" in config.parts:
+                with _slowed(self.sides["other"].target, config.slowdown):
+                    self.slowed.append(self._compare(_EQUAL, both[:1], config.slowed_rounds, index))
+                progress.done(f"one slowed by {config.slowdown:.0%}: {_said(self.slowed[-1], _EQUAL)}")
 
     def findings(self) -> list[Finding]:
-        config, pair = self.config, ("one", "other")
+        """Of the parts that were run, or had begun."""
         found = []
-        for scenario, measure in (_OFFLINE, _SERVER):
-            compared = [_of(runs, pair, scenario, measure) for runs in self.equal]
-            held = sum(1.0 in c.interval for c in compared if c.interval)
-            found.append(
-                Finding(
-                    f"equal sides, {scenario} {measure}",
-                    f"95 % interval holds 1 in {math.ceil(_HELD * len(compared))} of {len(compared)}",
-                    f"{held} of {len(compared)}; ratios {_span([c.ratio for c in compared])}; half-width "
-                    f"{statistics.median(_half(c) for c in compared):.1%} in the median",
-                    held >= _HELD * len(compared),
-                )
-            )
-        products = [_product(runs) for runs in self.equal]
-        worst = max(abs(math.log(product)) for product in products)
-        found.append(Finding("sides swapped", "every ratio inverted", f"off by {worst:.1e} at most", worst < 1e-9))
-        compared = [_of(runs, pair, *_OFFLINE) for runs in self.slowed]
-        seen = sum(c.interval.high < 1 for c in compared if c.interval)
-        found.append(
-            Finding(
-                f"one side slowed by {config.slowdown:.0%}",
-                f"interval below 1 in {math.ceil(_HELD * len(compared))} of {len(compared)}",
-                f"{seen} of {len(compared)}; ratios {_span([c.ratio for c in compared])}",
-                seen >= _HELD * len(compared),
-            )
+        if self.equal:
+            found += [self._equal_sides(*_OFFLINE), self._equal_sides(*_SERVER), self._swapped()]
+        if self.slowed:
+            found.append(self._planted())
+        if len(self.doubled) == 2:
+            found.append(self._twice_the_queries())
+        if self.busy:
+            every = all(run.disturbed for run in self.busy)
+            found.append(Finding("busy loop on a core", "every run disturbed", self._disturbed(self.busy), every))
+        quiet = [run for runs in (*self.equal, *self.slowed, *self.doubled) for run in runs]
+        if quiet:
+            found.append(Finding("no such loop", "told, not judged", self._disturbed(quiet), None))
+        return found
+
+    def _equal_sides(self, scenario: str, measure: str) -> Finding:
+        compared = [_of(runs, _EQUAL, scenario, measure) for runs in self.equal]
+        held = sum(1.0 in c.interval for c in compared if c.interval)
+        return Finding(
+            f"equal sides, {scenario} {measure}, {self.config.rounds} pairs",
+            f"95 % interval holds 1 in {math.ceil(_HELD * len(compared))} of {len(compared)}",
+            f"{held} of {len(compared)}; {_spread(compared)}",
+            held >= _HELD * len(compared),
         )
+
+    def _swapped(self) -> Finding:
+        worst = max(abs(math.log(_product(runs))) for runs in self.equal)
+        return Finding("sides swapped", "every ratio inverted", f"off by {worst:.1e} at most", worst < 1e-9)
+
+    def _planted(self) -> Finding:
+        compared = [_of(runs, _EQUAL, *_OFFLINE) for runs in self.slowed]
+        seen = sum(c.interval.high < 1 for c in compared if c.interval)
+        return Finding(
+            f"one side slowed by {self.config.slowdown:.0%}, Offline, {self.config.slowed_rounds} pairs",
+            f"interval below 1 in {math.ceil(_HELD * len(compared))} of {len(compared)}",
+            f"{seen} of {len(compared)}; {_spread(compared)}",
+            seen >= _HELD * len(compared),
+        )
+
+    def _twice_the_queries(self) -> Finding:
         once, twice = (_of(runs, ("stock", "one"), *_SERVER) for runs in self.doubled)
         assert once.interval and twice.interval
         overlap = once.interval.low <= twice.interval.high and twice.interval.low <= once.interval.high
-        found.append(
-            Finding(
-                f"Server with {2 * config.queries} queries in place of {config.queries}",
-                "intervals of TTFT p50 overlap",
-                f"{_ratio(once)} and {_ratio(twice)}",
-                overlap,
-            )
+        return Finding(
+            f"Server with {2 * self.config.queries} queries in place of {self.config.queries}",
+            "intervals of TTFT p50 overlap",
+            f"{_ratio(once)} and {_ratio(twice)}",
+            overlap,
         )
-        disturbed = sum(bool(run.disturbed) for run in self.busy)
-        quiet = [run for runs in (*self.equal, *self.slowed, *self.doubled) for run in runs]
-        found.append(
-            Finding(
-                "busy loop on a core",
-                "every run disturbed",
-                f"{disturbed} of {len(self.busy)}",
-                disturbed == len(self.busy),
-            )
-        )
-        marked = sum(bool(run.disturbed) for run in quiet)
-        found.append(Finding("no such loop", "told, not judged", f"{marked} of {len(quiet)} disturbed", None))
-        return found
 
-    def write(self) -> None:
-        findings = self.findings()
+    @staticmethod
+    def _disturbed(runs: Sequence[SideRun]) -> str:
+        return f"{sum(bool(run.disturbed) for run in runs)} of {len(runs)} disturbed"
+
+    def write(self, findings: Sequence[Finding]) -> None:
         files.write_csv(
             self.workdir / "findings.csv",
             ("what", "expected", "seen", "holds"),
@@ -193,7 +207,7 @@ class _Check:
             (kind, index, c.scenario, c.measure, c.baseline_value, c.value, c.ratio, c.interval.low, c.interval.high)
             for kind, comparisons in (("equal", self.equal), ("slowed", self.slowed))
             for index, runs in enumerate(comparisons)
-            for c in ab.compare(runs, ("one", "other"))
+            for c in ab.compare(runs, _EQUAL)
             if c.interval
         ]
         header = ("sides", "index", "scenario", "measure", "one", "other", "ratio", "low", "high")
@@ -249,7 +263,7 @@ def _of(runs: Sequence[SideRun], sides: Sequence[str], scenario: str, measure: s
 
 def _product(runs: Sequence[SideRun]) -> float:
     """Of the ratio and that with the sides swapped, of the measure where it is furthest from 1."""
-    there, back = (ab.compare(runs, sides) for sides in (("one", "other"), ("other", "one")))
+    there, back = (ab.compare(runs, sides) for sides in (_EQUAL, _EQUAL[::-1]))
     return max((a.ratio * b.ratio for a, b in zip(there, back, strict=True)), key=lambda x: abs(math.log(x)))
 
 
@@ -262,12 +276,10 @@ def _ratio(c: Comparison) -> str:
     return f"{c.ratio:.3f} ({c.interval.low:.3f}–{c.interval.high:.3f})" if c.interval else f"{c.ratio:.3f}"
 
 
-def _half(c: Comparison) -> float:
-    return (c.interval.high - c.interval.low) / 2 if c.interval else math.nan
-
-
-def _span(ratios: Sequence[float]) -> str:
-    return f"{min(ratios):.3f}–{max(ratios):.3f}"
+def _spread(compared: Sequence[Comparison]) -> str:
+    ratios = [c.ratio for c in compared]
+    half = statistics.median((c.interval.high - c.interval.low) / 2 for c in compared if c.interval)
+    return f"ratios {min(ratios):.3f}–{max(ratios):.3f}; half-width {half:.1%} in the median"
 
 
 @contextlib.contextmanager

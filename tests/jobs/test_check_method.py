@@ -63,6 +63,7 @@ def test_a_large_slowdown_is_found_and_every_finding_is_told(config, tmp_path, c
     [
         (dict(engine=EngineConfig()), "set engine.pipeline_depth=1; got 2"),
         (dict(rounds=1), "two rounds or more"),
+        (dict(parts=()), "set parts to one or more of busy, doubled, equal, slowed"),
     ],
 )
 def test_what_could_show_nothing_is_refused(config, change, message):
