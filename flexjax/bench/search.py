@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from flexjax.refusal import Refusal
 
-_STEP = 1.5  # From one rate to the next, until one is held and one is missed.
+_STEP = 1.25  # From one rate to the next, until one is held and one is missed.
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How far the search goes."""
 
-    precision: float = 0.1  # Ends when the rate missed is at most so much above the rate held.
+    precision: float = 0.12  # Ends when the rate missed is at most so much above the rate held.
     probes: int = 8  # Runs at most, for each side.
     queries: int = 500  # Of each probe. A rate that a few queries more would decide is probed again with twice as many.
     min_duration_s: float = 10.0  # Of each probe.
