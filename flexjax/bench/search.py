@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flexjax.refusal import Refusal
 
-_STEP = 1.25  # From one rate to the next, until one is held and one is missed.
+_STEP = 1.25  # From the first rate to the second; its square to the third, until one is held and one is missed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +33,19 @@ class Bracket:
 
 
 def largest_rate(holds: Callable[[float], bool], start: float, config: SearchConfig) -> Bracket:
-    """Brackets the largest rate for which `holds` is true, beginning at `start`, then halving by geometric means.
+    """Brackets the largest rate for which `holds` is true: from `start` in steps that grow, then by geometric means.
 
     A rate above one that was missed counts as missed: the side is taken to do worse as the rate grows.
     """
     held, missed = 0.0, math.inf
     probes: list[tuple[float, bool]] = []
-    rate = start
+    rate, step = start, _STEP
     while len(probes) < config.probes:
         kept = holds(rate)
         probes.append((rate, kept))
         held, missed = (rate, missed) if kept else (held, rate)
         if missed <= held * (1 + config.precision):
             break
-        rate = held * _STEP if missed == math.inf else missed / _STEP if not held else math.sqrt(held * missed)
+        rate = held * step if missed == math.inf else missed / step if not held else math.sqrt(held * missed)
+        step *= step
     return Bracket(held, missed, tuple(probes))

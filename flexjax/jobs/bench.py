@@ -61,7 +61,7 @@ class Config:
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)  # Of every engine side without its own.
     workload: WorkloadConfig = dataclasses.field(default_factory=WorkloadConfig)
     scenarios: tuple[ScenarioName, ...] = ("SingleStream", "Offline", "Server")  # Run in rounds.
-    first_and_last: tuple[ScenarioName, ...] = ()  # The baseline and the last side run these beside.
+    first_and_last: tuple[ScenarioName, ...] = ()  # The baseline and the last side alone run these too.
     rounds: int = 4  # Pairs of runs a scenario, in the order A B, B A. Their spread gives the intervals.
     single_stream: SingleStreamConfig = SingleStreamConfig()
     offline: OfflineConfig = OfflineConfig()
@@ -69,7 +69,7 @@ class Config:
     interactive: PoissonConfig = PoissonConfig(of_slowest=0.5, ttft_limit_ms=500.0, tpot_limit_ms=30.0)
     overload: float = 0.0  # Server once more at so many times the baseline's offline rate; 0 leaves it out.
     unknown_ends: bool = False  # Offline once more with answers that end where no side can know in advance.
-    largest_rate: tuple[ScenarioName, ...] = ()  # Server, Interactive: the largest rate within the limits is searched.
+    largest_rate: tuple[ScenarioName, ...] = ()  # Within the limits of Server, Interactive; of the sides that run it.
     search: SearchConfig = SearchConfig()
     calibration_queries: int = 128  # Offline, twice a side; the faster sets window and rate.
     memory: bool = True  # Each side once more in a short process of its own, whose peak memory is read.
@@ -235,7 +235,8 @@ class _Bench:
     def search(self) -> None:
         """The largest rate of each side, from what it did offline."""
         for name in self.config.largest_rate:
-            for side in self.sides:
+            ends = (self.sides[0], self.sides[-1])
+            for side in ends if name in self.config.first_and_last else self.sides:
                 holds = functools.partial(self._holds, side, name)
                 start = self.config.plan.poisson(name).of_slowest * self.rates[side.target.name]
                 found = largest_rate(holds, start, self.config.search)

@@ -131,7 +131,8 @@ class _Check:
             for times in (1, 2):
                 load = self._server(rates["stock"], times * config.queries, 0.0)
                 self.doubled.append(self._compare(("stock", "one"), [load], config.rounds, 0))
-            progress.done(f"twice the queries: {', then '.join(_said(runs, ('stock', 'one')) for runs in self.doubled)}")
+            ratios = ", then ".join(_said(runs, ("stock", "one")) for runs in self.doubled)
+            progress.done(f"twice the queries: {ratios}")
         for index in range(config.comparisons):
             if "equal" in config.parts:
                 self.equal.append(self._compare(_EQUAL, both, config.rounds, index))

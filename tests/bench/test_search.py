@@ -16,8 +16,8 @@ def test_it_closes_in_on_the_limit(start, limit):
 
 def test_it_ends_with_its_probes():
     found = largest_rate(lambda rate: True, 10.0, SearchConfig(probes=3))
-    assert [rate for rate, _ in found.probes] == [10.0, 12.5, 15.625]
-    assert (found.held, found.missed) == (15.625, math.inf)
+    assert [rate for rate, _ in found.probes] == [10.0, 12.5, 19.53125]
+    assert (found.held, found.missed) == (19.53125, math.inf)
     found = largest_rate(lambda rate: False, 10.0, SearchConfig(probes=2))
     assert (found.held, found.missed) == (0.0, 8.0)
 

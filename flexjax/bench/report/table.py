@@ -168,10 +168,10 @@ def _largest_rates(result: BenchResult, side: str) -> Iterator[Row]:
     for scenario in dict.fromkeys(search.scenario for search in result.searches):
         found = {search.side: search for search in result.searches if search.scenario == scenario}
         a, b = found.get(result.baseline), found.get(side)
-        if a is None and b is None:
+        if b is None:
             continue
         label, short = labels("largest_rate")
-        bracket = _bracket(a, b) if a and b else None
+        bracket = _bracket(a, b) if a else None
         yield Row(
             LARGEST_RATE,
             None,
@@ -183,8 +183,8 @@ def _largest_rates(result: BenchResult, side: str) -> Iterator[Row]:
             "measured",
             side,
             a and a.held_per_s,
-            b and b.held_per_s,
-            b.held_per_s / a.held_per_s if a and b and a.held_per_s and b.held_per_s else None,
+            b.held_per_s,
+            b.held_per_s / a.held_per_s if a and a.held_per_s and b.held_per_s else None,
             bracket,
             "bracket of the search" if bracket else "",
         )
