@@ -7,7 +7,6 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import Self
 
 from flexjax.refusal import Unsupported
 
@@ -80,23 +79,3 @@ def peak_device_bytes() -> int | None:
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) if known else None
-
-
-class PeakMemory:
-    """Peak memory while the context was open.
-
-    `process_bytes` is resident memory; where the kernel cannot restart its mark it covers the whole
-    life of the process, and `exact` is False. `device_bytes` always covers the whole life.
-    """
-
-    process_bytes: int
-    device_bytes: int | None
-    exact: bool
-
-    def __enter__(self) -> Self:
-        self.exact = reset_peak_rss()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.process_bytes = peak_rss_bytes()
-        self.device_bytes = peak_device_bytes()

@@ -232,9 +232,9 @@ def test_the_largest_rate_is_searched(echoes, tmp_path, capsys, monkeypatch):
     assert bench.run(config, tmp_path) == 0
     (result,) = seen
     assert [(s.side, s.scenario) for s in result.searches] == [("a", "Server"), ("b", "Server")]
-    for search in result.searches:  # Limits that nobody misses: each rate is half as high again.
+    for search in result.searches:  # Limits that nobody misses: the next rate is a quarter higher.
         (first, held), (second, held_too) = search.probes
-        assert held and held_too and second == pytest.approx(1.5 * first) == search.held_per_s
+        assert held and held_too and second == pytest.approx(1.25 * first) == search.held_per_s
     rows = json.loads((tmp_path / "record.json").read_text())
     assert sum(row["submission.scenario"] == "Server, search" for row in rows) == 4
     assert paced.calls == 4
