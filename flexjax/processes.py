@@ -1,7 +1,7 @@
 """A job over several processes: process 0 runs it, the others take their parts, and all end with its exit status.
 
 Unless its module says otherwise (`flexjax.jobs`), a job runs in process 0 alone. The others wait, load with it each
-model that it spreads over them (`flexjax.engine.crew`), and serve their parts until it closes the model.
+model that it spreads over them (`flexjax.engine.processes.crew`), and serve their parts until it closes the model.
 
 Whatever ends a process ends all: the exit status of process 0 goes to every other, a failure elsewhere comes to
 process 0, and where a process is lost the others name it and end with `distributed.LOST`.
@@ -19,10 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flexjax.engine import crew
-from flexjax.engine.crew import Load
-from flexjax.engine.post import Post
-from flexjax.engine.replicas import Replicas, load_engine
+from flexjax.engine.processes import Load, Post, Replicas, crew, load_engine
 from flexjax.hardware import compile_cache, distributed
 
 GRACE_S = 10.0  # For a process to end by itself, once one has failed.

@@ -10,25 +10,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Room → the rooms it may import. Single modules at the root of flexjax (config, causal_lm, …) are open to all
+# Room → the rooms it may import. Single modules at the root of flexjax (config, model, …) are open to all
 # and import no room; `launch` is the door from outside, with `processes` behind it.
 ARROWS = {
     "hardware": set(),
+    "data": set(),
     "kernels": {"hardware"},
     "quantize": {"kernels", "hardware"},
-    "engine": {"quantize", "kernels", "hardware"},
-    "micro": {"kernels", "hardware"},  # On a CPU its limits are what our own loops reach.
-    "check": {"micro", "kernels", "hardware"},
+    "engine": {"data", "quantize", "kernels", "hardware"},  # Data: a tokenizer's files.
+    "lab": {"kernels", "hardware"},  # On a CPU its limits are what our own loops reach.
     "records": {"hardware"},
-    "train": {"engine", "quantize", "kernels", "hardware"},
-    "bench": {"engine", "quantize", "train", "records", "kernels", "hardware"},  # Kernels: which bodies a side runs.
+    "train": {"data", "engine", "quantize", "kernels", "hardware"},
+    "bench": {"data", "engine", "quantize", "records", "kernels", "hardware"},  # Kernels: which bodies a side runs.
     "sweep": set(),
-    "tune": {"engine", "quantize", "kernels", "hardware"},
+    "tune": {"lab", "engine", "quantize", "kernels", "hardware"},
     "virtual": {"records", "train", "engine", "quantize", "kernels", "hardware"},
     "jobs": {
         "bench",
-        "micro",
-        "check",
+        "data",
+        "lab",
         "train",
         "sweep",
         "tune",
@@ -86,12 +86,12 @@ def tracked() -> list[Path]:
 def test_imports_are_found_wherever_they_stand():
     source = """
         import jax, flexjax.engine.llm
-        from flexjax import causal_lm, jobs
+        from flexjax import model, jobs
         def f():
             from models.transformer import params
             from flexjax.kernels.attention import api
     """
-    assert imported_rooms(textwrap.dedent(source)) == {"engine", "causal_lm", "jobs", "models", "kernels"}
+    assert imported_rooms(textwrap.dedent(source)) == {"engine", "model", "jobs", "models", "kernels"}
 
 
 def test_arrows_run_one_way():
@@ -130,6 +130,43 @@ def test_every_room_has_a_door():
     folders = {p.parent for _, p in modules()}
     closed = [str(f.relative_to(ROOT)) for f in sorted(folders) if not (f / "__init__.py").is_file()]
     assert not closed, f"packages without __init__.py: {closed}"
+
+
+def past_doors(path: Path) -> list[str]:
+    """Modules inside other rooms from which a file of the product imports names. Hardware has a door to each module:
+    flags of XLA are set before JAX is imported."""
+    own = list(path.relative_to(ROOT).with_suffix("").parts)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    modules = [node.module.split(".") for node in nodes if node.module]
+    modules = [m for m in modules if m[:2] != ["flexjax", "hardware"] and not ROOT.joinpath(*m).is_dir()]
+    return [".".join(m) for m in modules if (room := room_of(m)) and own[: len(room)] != room]
+
+
+def room_of(module: list[str]) -> list[str] | None:
+    """The room in which a module of ours stands, an op being a room of its own; None for one that stands in none."""
+    depth = 3 if module[:2] == ["flexjax", "kernels"] and ROOT.joinpath(*module[:3]).is_dir() else 2
+    room = module[:depth]
+    return room if room[0] in ("flexjax", "models") and ROOT.joinpath(*room).is_dir() else None
+
+
+def test_a_room_is_entered_through_its_door():
+    wrong = [f"{path.relative_to(ROOT)} imports from {name}" for _, path in modules() for name in past_doors(path)]
+    assert not wrong, "rooms export in their __init__.py what others use:\n" + "\n".join(wrong)
+
+
+def test_an_import_past_a_door_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for folder in ("flexjax/engine/device", "flexjax/kernels/scan", "flexjax/kernels/convolution"):
+        (tmp_path / folder).mkdir(parents=True)
+    file = tmp_path / "flexjax/kernels/scan/api.py"
+    file.write_text(
+        "from flexjax.engine import Engine\nfrom flexjax.engine.device import Step\nfrom flexjax.config import read\n"
+        "from flexjax.kernels.scan.base import scan\nfrom flexjax.kernels.case import Case\n"
+        "from flexjax.hardware.mesh import make\n"
+        "def f():\n    from flexjax.engine.device.step import Step\n"
+        "    from flexjax.kernels.convolution.api import convolve\n"
+    )
+    assert past_doors(file) == ["flexjax.engine.device.step", "flexjax.kernels.convolution.api"]
 
 
 def test_the_front_of_the_house():

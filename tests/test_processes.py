@@ -17,9 +17,9 @@ import pytest
 from devices import REPOSITORY, environment
 
 from flexjax import processes
-from flexjax.engine import crew
+from flexjax.data.tokenizer import save_tokenizer, train_tokenizer
+from flexjax.engine.processes import crew
 from flexjax.hardware import distributed
-from flexjax.train.tokenizer import save_tokenizer, train_tokenizer
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 

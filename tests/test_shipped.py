@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from flexjax import causal_lm, config_file, shipped
-from flexjax.engine.replicas import load_engine
+from flexjax import config_file, families, shipped
+from flexjax.data.tokenizer_files import open_tokenizer
+from flexjax.engine.processes.replicas import load_engine
 from flexjax.hardware import xla_flags
 from flexjax.refusal import Refusal
 from flexjax.safetensors_io import open_checkpoint
-from flexjax.tokenizer_files import open_tokenizer
 
 MODEL = "models/weights/pydoc-7m"
 
@@ -21,7 +21,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_what_ships_is_found_from_any_folder(elsewhere):
     assert shipped.model(MODEL) == shipped.home() / MODEL
     assert shipped.model(f"{MODEL}/tokenizer.json").is_file()
-    assert causal_lm.family_of(MODEL)[1]["architectures"] == ["LlamaForCausalLM"]
+    assert families.family_of(MODEL)[1]["architectures"] == ["LlamaForCausalLM"]
     assert config_file.load("configs/bench_ci.py").model == MODEL
     assert xla_flags.load("cpu/default").name == "cpu/default"
 
@@ -38,7 +38,7 @@ def test_the_current_folder_comes_first(elsewhere):
 
 
 def test_what_is_nowhere_is_refused_with_both_places_and_what_ships(elsewhere):
-    for ask in (shipped.model, causal_lm.family_of, config_file.load):
+    for ask in (shipped.model, families.family_of, config_file.load):
         with pytest.raises(Refusal) as refused:
             ask("models/none")
         said = str(refused.value)
@@ -59,13 +59,13 @@ def test_a_wheel_has_it_beside_the_modules(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("url", ["gs://bucket/model", "s3://bucket/model", "https://host/model"])
 def test_a_url_is_refused_with_the_way_to_copy_it(elsewhere, url):
-    for ask in (shipped.model, causal_lm.family_of, config_file.load, load_engine):
+    for ask in (shipped.model, families.family_of, config_file.load, load_engine):
         with pytest.raises(Refusal, match=f"must be a path of this machine; got {url}.*Copy"):
             ask(url)
     assert not list(elsewhere.glob("*:"))
 
 
-@pytest.mark.parametrize("open_it", [causal_lm.family_of_directory, open_checkpoint, open_tokenizer])
+@pytest.mark.parametrize("open_it", [families.family_of_directory, open_checkpoint, open_tokenizer])
 def test_so_is_one_below_the_door(open_it):
     with pytest.raises(Refusal, match=r"must be a path of this machine; got gs://bucket/model.* Copy"):
         open_it("gs://bucket/model")

@@ -71,3 +71,16 @@ __all__ = [
     "StartUp",
     "Verdict",
 ]
+from flexjax.bench.plan import OfflineConfig as OfflineConfig
+from flexjax.bench.plan import PlanConfig as PlanConfig
+from flexjax.bench.plan import PoissonConfig as PoissonConfig
+from flexjax.bench.plan import SingleStreamConfig as SingleStreamConfig
+from flexjax.bench.resident import Resident as Resident
+from flexjax.bench.resident import resident as resident
+from flexjax.bench.scenario import POISSON as POISSON
+from flexjax.bench.search import SearchConfig as SearchConfig
+from flexjax.bench.search import largest_rate as largest_rate
+from flexjax.bench.sides import SideConfig as SideConfig
+from flexjax.bench.sides import SideMaker as SideMaker
+from flexjax.bench.validity import TOO_FEW as TOO_FEW
+from flexjax.bench.validity import limits_missed as limits_missed

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from flexjax.bench.openai_chunks import UNKNOWN_TOKEN, AnswerError, Choice, Chunk
-from flexjax.engine.request import FinishReason, Request, TokenEvent
+from flexjax.engine import FinishReason, Request, TokenEvent
 
 MOST_HELD = 8  # Tokens that wait at most, so that an answer without any text still comes bit by bit.
 

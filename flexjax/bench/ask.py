@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flexjax.bench.quality import Window
 from flexjax.bench.target import Target
 from flexjax.bench.workload import Item
-from flexjax.engine.request import CompletionOutput, Request, SamplingParams, TokenEvent
+from flexjax.engine import CompletionOutput, Request, SamplingParams, TokenEvent
 
 WAIT_S = 300.0  # From one answer to the next.
 

@@ -8,10 +8,8 @@ import jax
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
-from flexjax.engine.config import EngineConfig
-from flexjax.engine.engine import Engine
-from flexjax.engine.replicas import Replicas, load_engine
-from flexjax.engine.request import Request
+from flexjax.engine import Engine, EngineConfig, Request
+from flexjax.engine.processes import Replicas, load_engine
 from flexjax.hardware import xla_flags
 from flexjax.quantize import cache_dtypes, weight_dtypes
 

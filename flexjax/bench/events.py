@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from flexjax.bench.result import LoadedAnswer, RequestTimeline
 from flexjax.bench.workload import Item
-from flexjax.engine.request import Request, TokenEvent
+from flexjax.engine import Request, TokenEvent
 
 Notify = Callable[["RequestLog"], None]
 

@@ -27,9 +27,9 @@ from flexjax.bench.quality import Window
 from flexjax.bench.result import StartUp
 from flexjax.bench.sse import EventParser, ServerEvent
 from flexjax.bench.target import TargetStats
-from flexjax.engine.request import Request
+from flexjax.data import open_tokenizer
+from flexjax.engine import Request
 from flexjax.refusal import Refusal, Unsupported
-from flexjax.tokenizer_files import open_tokenizer
 
 _REST_S = 1.0  # For what a server sends after [DONE]; without the answer's end its connection cannot be kept.
 _BODY_BYTES = 100_000  # Read of an answer that is no stream.

@@ -21,9 +21,9 @@ from flexjax.bench.result import LoadedAnswer, Quality, SideRun
 from flexjax.bench.stock import StockTarget
 from flexjax.bench.target import Target
 from flexjax.bench.workload import Item, text_start
-from flexjax.engine.request import CompletionOutput
+from flexjax.data import held_out_documents
+from flexjax.engine import CompletionOutput
 from flexjax.refusal import Refusal, Unsupported
-from flexjax.train.corpus import held_out_documents
 
 LARGEST_DROP = 1.0  # Percentage points of ROUGE-L that answers may lose under load.
 _FEWEST_DROPS = 5  # Fewer answers may by chance lose nearly the same, and Student's t then be sure of it.

@@ -23,7 +23,7 @@ from flexjax.bench.events import Recorder, RequestLog
 from flexjax.bench.result import LoadedAnswer, RequestTimeline
 from flexjax.bench.scenario import Scenario
 from flexjax.bench.workload import Item
-from flexjax.engine.request import Request
+from flexjax.engine import Request
 
 Progress = Callable[[int, int], None]  # Requests done, requests expected.
 

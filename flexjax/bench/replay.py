@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from flexjax.bench.events import Recorder
 from flexjax.bench.loadgen import LoadRun, Progress
 from flexjax.bench.workload import Item
-from flexjax.engine.request import Request
+from flexjax.engine import Request
 from flexjax.refusal import Refusal
 
 _POLL_S = 0.1

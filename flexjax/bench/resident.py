@@ -15,8 +15,7 @@ from flexjax import kernels
 from flexjax.bench.engine_target import EngineTarget
 from flexjax.bench.stock import StockConfig, StockTarget
 from flexjax.config import from_config_dict
-from flexjax.engine import EngineConfig, Request, SamplingParams
-from flexjax.engine.request import TokenEvent
+from flexjax.engine import EngineConfig, Request, SamplingParams, TokenEvent
 from flexjax.hardware import compile_cache, memory
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flexjax import causal_lm, kernels
-from flexjax.engine.request import Request
+from flexjax import kernels
+from flexjax.engine import Request
+from flexjax.model import CausalLM, zeros
 
 _SMALLEST_PROMPT = 32  # tokens
 _CACHE_QUANTUM = 64  # tokens
@@ -24,7 +25,7 @@ class Programs:
     the token that really stands at p, before any query sees it.
     """
 
-    def __init__(self, model: causal_lm.CausalLM, *, dtype: str, batch_size: int, max_prompt: int, max_output: int):
+    def __init__(self, model: CausalLM, *, dtype: str, batch_size: int, max_prompt: int, max_output: int):
         self._graphdef, self.weights = nnx.split(model)
         self._model = model
         self._dtype = jnp.dtype(dtype)
@@ -63,12 +64,12 @@ class Programs:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._cache(batch_size, length)))
 
     def _cache(self, batch_size: int, length: int) -> Any:
-        return jax.eval_shape(lambda: causal_lm.zeros(self._model.dense_cache_spec(batch_size, length, self._dtype)))
+        return jax.eval_shape(lambda: zeros(self._model.dense_cache_spec(batch_size, length, self._dtype)))
 
     def _prefill(self, weights, tokens, lengths, sampling: "Sampling"):
         model = nnx.merge(self._graphdef, weights)
         b, t = tokens.shape
-        cache = causal_lm.zeros(model.dense_cache_spec(b, t, self._dtype))
+        cache = zeros(model.dense_cache_spec(b, t, self._dtype))
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
         hidden, cache = model.dense(tokens, positions, cache)
         last = hidden[jnp.arange(b), lengths - 1]

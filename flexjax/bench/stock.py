@@ -19,13 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax import causal_lm, shipped
+from flexjax import families, shipped
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.static_batch import Batch, Programs
 from flexjax.bench.target import TargetStats, allocated_dtypes
-from flexjax.engine.request import FinishReason, Request, TokenEvent
-from flexjax.engine.text import TextStream
-from flexjax.engine.tokenizer import load_vocabulary
+from flexjax.engine import FinishReason, Request, TextStream, TokenEvent, load_vocabulary
 from flexjax.refusal import Refusal
 
 
@@ -69,7 +67,7 @@ class StockTarget:
 
     def start(self) -> StartUp:
         began = time.perf_counter()
-        family, _ = causal_lm.family_of_directory(self._directory)
+        family, _ = families.family_of_directory(self._directory)
         model = family.load(self._directory, dtype=jnp.dtype(self.config.dtype))
         self._vocabulary = load_vocabulary(self._directory, vocab_size=model.config.vocab_size)
         self._programs = Programs(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from flexjax.bench.result import StartUp, StatsSample
-from flexjax.engine.request import Request
+from flexjax.engine import Request
 
 
 @dataclasses.dataclass(frozen=True)

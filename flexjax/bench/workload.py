@@ -7,9 +7,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flexjax.bench.trace import TraceRow, read_trace, scale
-from flexjax.engine.request import CompletionOutput, SamplingParams
+from flexjax.data import held_out_documents
+from flexjax.engine import CompletionOutput, SamplingParams
 from flexjax.refusal import Refusal
-from flexjax.train.corpus import held_out_documents
 
 
 @dataclasses.dataclass(frozen=True)

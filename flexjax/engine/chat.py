@@ -17,9 +17,9 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 
+from flexjax.data import special_tokens, tokenizer_config
 from flexjax.model_files import read_json, refuse_stand_in
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import special_tokens, tokenizer_config
 
 Message = Mapping[str, Any]  # With a "role" and its "content".
 

@@ -20,28 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flexjax import causal_lm, shipped
-from flexjax.causal_lm import CausalLM
-from flexjax.engine.calibration import Calibration
+from flexjax import families, shipped
 from flexjax.engine.config import EngineConfig
+from flexjax.engine.device.calibration import Calibration
+from flexjax.engine.device.placement import Placement
+from flexjax.engine.device.runner import StepRunner
+from flexjax.engine.device.sampling import MAX_STOP_IDS, Sampled
+from flexjax.engine.device.score import Scorer, Scorers, Scoring
+from flexjax.engine.device.step import packed, suited
 from flexjax.engine.limits import check_room, context_limit, most_open, num_pages
 from flexjax.engine.loop import Loop
 from flexjax.engine.pages import PagePool
-from flexjax.engine.placement import Placement
 from flexjax.engine.request import FinishReason, Request, TokenEvent
-from flexjax.engine.runner import StepRunner
-from flexjax.engine.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
-from flexjax.engine.score import Scorer, Scorers, Scoring
 from flexjax.engine.sequence import Sequence, Status, output_limit
 from flexjax.engine.stats import EngineStats, StepSample
-from flexjax.engine.step import packed, suited
 from flexjax.engine.teller import Teller
 from flexjax.engine.text import TextStream
 from flexjax.engine.tokenizer import Vocabulary, load_vocabulary
 from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
+from flexjax.model import CausalLM
 from flexjax.quantize import quantize_weights, rounded
 from flexjax.refusal import Refusal, Unsupported
 
@@ -66,7 +66,7 @@ class Engine:
     ):
         """Takes the model over: its weights may be quantised or laid out anew, and the old arrays given up.
 
-        `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.replicas`). `release`
+        `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.processes`). `release`
         frees arrays as they are packed on a CPU, where the model is else left as it was.
         """
         started = time.perf_counter()
@@ -107,7 +107,7 @@ class Engine:
         # New ones, those to cancel, and texts to score, in order; and of these what the running turn has taken.
         self._inbox: list[Sequence | tuple[Sequence, ...] | Scoring] = []
         self._taken: collections.deque[Sequence | tuple[Sequence, ...] | Scoring] = collections.deque()
-        # Where other processes take the same turns (`flexjax.engine.lockstep`): told at each what is taken in.
+        # Where other processes take the same turns (`flexjax.engine.processes`): told at each what is taken in.
         self.followers: Callable[[list[Any]], None] | None = None
         self.led = False  # By another process, which says what ends early;
         self._faulty: list[Sequence] = []  # and must say so of these in the next turn.
@@ -121,7 +121,7 @@ class Engine:
         config, directory = config or EngineConfig(), shipped.model(directory)
         mesh = _placement(config, mesh).mesh
         started = time.perf_counter()
-        family, hf = causal_lm.family_of_directory(directory)
+        family, hf = families.family_of_directory(directory)
         vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
         options: dict[str, Any] = {} if mesh is None else {"place": place(mesh, SERVING)}
         if config.weight_dtype is not None:

@@ -4,10 +4,10 @@ import math
 
 import jax.numpy as jnp
 
-from flexjax.causal_lm import CausalLM
 from flexjax.engine.config import EngineConfig
-from flexjax.engine.placement import Placement
+from flexjax.engine.device.placement import Placement
 from flexjax.engine.request import QueueFull
+from flexjax.model import CausalLM
 from flexjax.refusal import Refusal
 
 

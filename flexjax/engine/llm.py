@@ -14,7 +14,7 @@ import numpy as np
 from flexjax.engine.chat import Message, conversations
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.engine import Engine
-from flexjax.engine.replicas import Replicas, load_engine
+from flexjax.engine.processes.replicas import Replicas, load_engine
 from flexjax.engine.request import CompletionOutput, QueueFull, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.hardware import compile_cache, platforms
 from flexjax.hardware.mesh import MeshConfig

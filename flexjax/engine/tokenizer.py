@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from flexjax.data import open_tokenizer, refusing_faults, special_tokens
 from flexjax.engine.chat import ChatTemplates, load_chat_templates
 from flexjax.model_files import read_json
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import open_tokenizer, refusing_faults, special_tokens
 
 
 @dataclasses.dataclass(frozen=True)

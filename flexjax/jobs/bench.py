@@ -14,37 +14,42 @@ from tokenizers import Tokenizer
 
 from flexjax import shipped
 from flexjax.bench import (
+    POISSON,
+    TOO_FEW,
     BenchResult,
     Item,
     Judgement,
+    OfflineConfig,
+    PlanConfig,
+    PoissonConfig,
     Quality,
     QualityConfig,
     RateSearch,
     Scenario,
     ScenarioName,
+    SearchConfig,
+    SideConfig,
+    SideMaker,
     SideRun,
+    SingleStreamConfig,
     StockTarget,
     WorkloadConfig,
     ab,
     build_workload,
     judge_sides,
+    largest_rate,
+    limits_missed,
     plan,
     under_load,
     with_unknown_ends,
 )
-from flexjax.bench.plan import OfflineConfig, PlanConfig, PoissonConfig, SingleStreamConfig
 from flexjax.bench.report import print_table, records_of, write_report
-from flexjax.bench.scenario import POISSON
-from flexjax.bench.search import SearchConfig, largest_rate
-from flexjax.bench.sides import SideConfig, SideMaker
-from flexjax.bench.validity import TOO_FEW, limits_missed
-from flexjax.causal_lm import family_of_directory
-from flexjax.engine import EngineConfig
-from flexjax.engine.tokenizer import load_vocabulary
+from flexjax.data import open_tokenizer
+from flexjax.engine import EngineConfig, load_vocabulary
+from flexjax.families import family_of_directory
 from flexjax.hardware import compile_cache, contention
 from flexjax.records import append, environment, prepare, write_json
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import open_tokenizer
 
 _NOT_COMPARED = -1  # Round of a calibration or of a probe of a search.
 

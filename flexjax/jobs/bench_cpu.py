@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import kernels
-from flexjax.bench.resident import Resident, resident
-from flexjax.causal_lm import CausalLM, Family, find_family
+from flexjax.bench import Resident, resident
 from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
-from flexjax.micro import bare_read, peaks
+from flexjax.families import Family, find_family
+from flexjax.lab import bare_read, peaks
+from flexjax.model import CausalLM
 from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal

@@ -14,8 +14,8 @@ from rich.table import Table
 from flexjax import files, kernels
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
-from flexjax.kernels.case import Case, can_serve
-from flexjax.micro import Limits, Loop, Probe, Reading, limits, measure
+from flexjax.kernels import Case, can_serve
+from flexjax.lab import Limits, Loop, Probe, Reading, limits, measure
 from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal

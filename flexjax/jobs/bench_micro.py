@@ -12,7 +12,7 @@ from rich.table import Table
 from flexjax import files
 from flexjax.config import to_config_dict
 from flexjax.hardware import chips
-from flexjax.micro import Reading, collectives, dispatch, matmuls, measure, memory
+from flexjax.lab import Reading, collectives, dispatch, matmuls, measure, memory
 from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal

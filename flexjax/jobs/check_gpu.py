@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flexjax import check
-from flexjax.check import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
+from flexjax import lab
 from flexjax.kernels import registry
+from flexjax.lab import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
 from flexjax.progress import Progress
 from flexjax.records import environment
 from flexjax.refusal import Refusal
@@ -30,14 +30,14 @@ class Config:
     ops: tuple[str, ...] = ()  # Folders of flexjax/kernels; empty takes all that have a GPU body.
     # In this order: "goals", times and values of shapes that have a goal; "values", all other shapes that are checked;
     # "others", times and values of other shapes.
-    parts: tuple[str, ...] = check.PARTS
+    parts: tuple[str, ...] = lab.PARTS
     rounds: int = 7  # Of timing: everything in turn, this often; the median counts.
     round_s: float = 0.05  # Seconds of a round that one body fills.
     limit_s: float = 540.0  # Seconds after which the run ends, whatever is left, and says what is.
     item_s: float = 90.0  # Seconds that one shape may take, compiling included, before its process is stopped.
 
     def __post_init__(self):
-        for name, given, known in (("ops", self.ops, check.gpu_ops()), ("parts", self.parts, check.PARTS)):
+        for name, given, known in (("ops", self.ops, lab.gpu_ops()), ("parts", self.parts, lab.PARTS)):
             if unknown := sorted(set(given) - set(known)):
                 raise Refusal(f"{name} can be {', '.join(known)}; got {', '.join(unknown)}.")
         if self.rounds < 1 or min(self.round_s, self.limit_s, self.item_s) <= 0:
@@ -53,12 +53,12 @@ def run(config: Config, workdir: Path) -> int:
         console.print(f"check_gpu needs an NVIDIA GPU; JAX runs on {registry.platform()} here.")
         return 2
     ends = time.monotonic() + config.limit_s
-    todo = check.plan(config.ops or check.gpu_ops(), config.parts)
+    todo = lab.plan(config.ops or lab.gpu_ops(), config.parts)
     rows: list[Row] = []
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     software = ", ".join(f"{name} {environment.version(name) or 'absent'}" for name in PACKAGES)
     console.print(f"{date}, {software}", markup=False)
-    with Sheet(workdir / "gpu.csv", date, software) as sheet, Apart(check.healthy, ENVIRONMENT) as apart:
+    with Sheet(workdir / "gpu.csv", date, software) as sheet, Apart(lab.healthy, ENVIRONMENT) as apart:
         machine = _machine(apart, config, console)
         with Progress(len(todo)) as progress:
             for row in _rows(todo, apart, config, ends, progress):
@@ -68,14 +68,14 @@ def run(config: Config, workdir: Path) -> int:
     _print(console, rows, machine)
     console.print(f"Figures in {workdir / 'gpu.csv'}.", style="dim", markup=False)
     progress.close()
-    ours = [row for row in rows if row.body == check.BODY]
+    ours = [row for row in rows if row.body == lab.BODY]
     return 1 if any(row.outcome in ("wrong", "failed") for row in ours) else 0
 
 
 def _machine(apart: Apart, config: Config, console: Console) -> Machine | None:
     """None, and a line that says why, where it cannot be measured: times are worth having without their shares."""
     try:
-        found = apart.call(config.item_s, check.machine, config.rounds, config.round_s)
+        found = apart.call(config.item_s, lab.machine, config.rounds, config.round_s)
     except Failed as error:
         console.print(f"The GPU's limits could not be measured: {error}.", style="bold red", markup=False)
         return None
@@ -97,7 +97,7 @@ def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float, progr
             yield from _instead(item, "left out", f"limit_s, {config.limit_s:g} s, was over")
             continue
         try:
-            yield from apart.call(min(config.item_s, seconds), check.do, item, config.rounds, config.round_s)
+            yield from apart.call(min(config.item_s, seconds), lab.do, item, config.rounds, config.round_s)
         except Failed as error:
             if isinstance(error, TookTooLong) and seconds < config.item_s:
                 yield from _instead(item, "left out", f"limit_s, {config.limit_s:g} s, ended it")
@@ -112,7 +112,7 @@ def _rows(todo: Sequence[Item], apart: Apart, config: Config, ends: float, progr
 
 def _instead(item: Item, outcome: Outcome, note: str) -> Iterator[Row]:
     for body in item.bodies if item.what == "times" else item.bodies[:1]:
-        goal = item.goal if item.what == "times" and body == check.BODY else None
+        goal = item.goal if item.what == "times" and body == lab.BODY else None
         yield Row(item.what, item.op, item.shape, body, outcome, note, goal=goal)
 
 
@@ -133,7 +133,7 @@ def _verdict(row: Row, machine: Machine | None) -> str:
 
 
 def _style(row: Row, machine: Machine | None) -> str:
-    if row.body == check.BODY and row.outcome in ("wrong", "failed"):
+    if row.body == lab.BODY and row.outcome in ("wrong", "failed"):
         return "bold red"
     return "yellow" if row.met(machine) is False else ""
 

@@ -21,18 +21,19 @@ from flexjax.bench import (
     Item,
     Limits,
     Scenario,
+    SideConfig,
+    SideMaker,
     SideRun,
     Target,
     WorkloadConfig,
     ab,
     build_workload,
 )
-from flexjax.bench.sides import SideConfig, SideMaker
+from flexjax.data import open_tokenizer
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache, contention
 from flexjax.progress import Progress
 from flexjax.refusal import Refusal
-from flexjax.tokenizer_files import open_tokenizer
 
 _HELD = 17 / 20  # Of 95 % intervals; with 20 of them fewer than 17 hold 1 once in 63 tries if the method is right.
 _WORDS = {True: "holds", False: "FAILS", None: ""}

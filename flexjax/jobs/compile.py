@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from flexjax import causal_lm, files, kernels
-from flexjax.causal_lm import CausalLM, Family
+from flexjax import families, files, kernels
 from flexjax.config import to_config_dict
-from flexjax.engine.config import EngineConfig
+from flexjax.engine import EngineConfig
+from flexjax.families import Family
 from flexjax.hardware import aot, xla_flags
+from flexjax.model import CausalLM
 from flexjax.progress import Progress
 from flexjax.records import Record, environment, store, to_json
 from flexjax.refusal import Refusal
@@ -26,9 +27,9 @@ from flexjax.virtual import (
     compile_training,
     program_for,
     report,
+    ways_to_fit,
+    ways_to_train,
 )
-from flexjax.virtual.training import ways_to_train
-from flexjax.virtual.ways import ways_to_fit
 
 VERSION = "1"  # Of what the columns mean.
 GIB = 2**30
@@ -54,7 +55,7 @@ def run(config: Config, workdir: Path) -> int:
     """0 where everything fits, else 1."""
     store.prepare(workdir / "results.parquet")
     console = Console()
-    family, hf = causal_lm.family_of(config.model)
+    family, hf = families.family_of(config.model)
     kernels.forget()
     progress = Progress(0 if config.train is None else 1, at_most=True)
     fits, rows = _serving(console, family, hf, config, workdir, progress) if config.steps != "none" else (True, [])

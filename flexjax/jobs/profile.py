@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import files
-from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine
-from flexjax.engine.lockstep import Followers
-from flexjax.engine.scheduler import Chunk, Plan
-from flexjax.engine.sequence import Sequence, Status
-from flexjax.engine.text import TextStream
+from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine, seconds_a_step
 from flexjax.hardware import compile_cache
 from flexjax.progress import Progress
 from flexjax.refusal import Refusal
@@ -75,7 +70,8 @@ def _measured(engine: Engine, config: Config) -> Iterator[Round]:
     prompts = rng.integers(1, engine.runner.vocab_size, (size, config.prompt_tokens))
     prompts = [tuple(row) for row in prompts.tolist()]
     for _ in range(config.rounds + 1):
-        device_ms = _device_round(engine, prompts, config)
+        middle = config.prompt_tokens + config.output_tokens // 2  # Of the engine's round.
+        device_ms = 1e3 * seconds_a_step(engine, prompts, middle)
         yield Round(device_ms, *_engine_round(engine, prompts, config))
 
 
@@ -96,29 +92,6 @@ def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
     ]
     steps = sum(s.num_steps for s in samples)
     return 1e3 * statistics.median(spans), 1e3 * engine.stats.host_seconds / steps
-
-
-def _device_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config, dispatches: int = 25) -> float:
-    """The same dispatches as the engine's in the middle of its round, without an engine around them."""
-    num_steps = config.engine.decode_steps
-    start = config.prompt_tokens + config.output_tokens // 2
-    params = SamplingParams(temperature=0, max_tokens=config.output_tokens)
-    chunks, pages = [], iter(range(1, engine.pool.capacity + 1))
-    for slot, prompt in enumerate(prompts):
-        sequence = Sequence(Request("", prompt, params), 0, 0, 0, 1, frozenset(), TextStream(None), list(prompt))
-        sequence.slot, sequence.status = slot, Status.RUNNING
-        sequence.pages = [next(pages) for _ in range(engine.pool.pages_for(start + num_steps))]
-        chunks.append(Chunk(sequence, start, 1, num_steps))
-    plan = Plan(tuple(chunks), len(chunks), num_steps)
-    if isinstance(engine.followers, Followers):
-        engine.followers.replay(plan, 1 + dispatches)
-    sampled = engine.runner.run(plan)
-    sampled.tokens.block_until_ready()
-    began = time.perf_counter()
-    for _ in range(dispatches):
-        sampled = engine.runner.run(plan)
-    sampled.tokens.block_until_ready()
-    return 1e3 * (time.perf_counter() - began) / (dispatches * num_steps)
 
 
 def _write(rounds: list[Round], path: Path) -> None:

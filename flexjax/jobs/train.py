@@ -11,16 +11,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flexjax import files, shipped
-from flexjax.causal_lm import Family, find_family
+from flexjax.data import (
+    END_OF_TEXT,
+    DataConfig,
+    PackedBatches,
+    corpus,
+    load_tokenizer,
+    save_tokenizer,
+    tokenize,
+    train_tokenizer,
+)
+from flexjax.families import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.refusal import Refusal
-from flexjax.train import corpus
-from flexjax.train.data import DataConfig, PackedBatches, tokenize
-from flexjax.train.loop import Trainer, is_first
-from flexjax.train.optimizer import OptimizerConfig
-from flexjax.train.plot import plot_loss
-from flexjax.train.step import LoopConfig, TrainProgram
-from flexjax.train.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+from flexjax.train import LoopConfig, OptimizerConfig, Trainer, TrainProgram, is_first, plot_loss
 
 PROCESSES = "every"
 

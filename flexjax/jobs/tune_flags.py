@@ -12,30 +12,27 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flexjax import causal_lm, files, shipped
+from flexjax import families, files, shipped
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
+from flexjax.lab import CompiledKernel, Cost, Evaluator, MeasuredKernel, tuning_of
 from flexjax.progress import Progress
 from flexjax.records import environment
 from flexjax.refusal import Refusal
 from flexjax.tune import (
     AGAIN,
-    CompiledKernel,
     CompiledStep,
-    Cost,
-    Evaluator,
     Factor,
     Finding,
-    MeasuredKernel,
     MeasuredStep,
     SearchConfig,
     Trial,
     decode_program,
+    describe,
+    figure,
     search,
     set_file,
-    tuning_of,
 )
-from flexjax.tune.set_file import describe, figure
 from flexjax.virtual import Target, abstract_model, program_for
 
 
@@ -134,7 +131,7 @@ def _blocks(kernel: str) -> list[Factor]:
 
 def _measured(config: Config) -> tuple[Evaluator, str]:
     directory = shipped.model(config.model)
-    family, _ = causal_lm.family_of_directory(directory)
+    family, _ = families.family_of_directory(directory)
     model = family.load(directory, dtype=jnp.dtype(config.engine.dtype))
     backend = jax.default_backend()
     program = decode_program(model, config.engine, context=config.context, backend=backend)
@@ -147,7 +144,7 @@ def _measured(config: Config) -> tuple[Evaluator, str]:
 
 def _compiled(config: Config) -> tuple[Evaluator, str]:
     target = Target.of(config.chip, config.topology, config.engine.mesh, config.engine.dtype)
-    model = abstract_model(*causal_lm.family_of(config.model), config.engine, target.chip.platform)
+    model = abstract_model(*families.family_of(config.model), config.engine, target.chip.platform)
     program = program_for(model, config.engine, target, config.engine.max_num_seqs, config.context)
     compiler = "libtpu" if target.chip.platform == "tpu" else "jaxlib"
     where = f"{target}, {compiler} {environment.version(compiler)}"

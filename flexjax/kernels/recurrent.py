@@ -1,6 +1,6 @@
 """What the ops over sequences with a fixed-size state have in common: how rows and states belong together.
 
-A ragged call has rows of several sequences end to end (`flexjax.causal_lm.RaggedBatch`) and a pool of states, one
+A ragged call has rows of several sequences end to end (`flexjax.model.RaggedBatch`) and a pool of states, one
 slot a sequence. Sequence b owns the rows `query_starts[b]:query_starts[b + 1]` and the slot `state_slots[b]`; it begins
 with zeros where `fresh[b]`, whatever its slot holds, and else with what its slot holds, and leaves there its state
 after its last row. Sequences with rows come first and have slots of their own; a sequence without rows touches

@@ -4,6 +4,7 @@ from flexjax.quantize.cache import MOST_CLIPPED as MOST_CLIPPED
 from flexjax.quantize.cache import cache_dtypes as cache_dtypes
 from flexjax.quantize.cache import cache_scales as cache_scales
 from flexjax.quantize.dtypes import weight_dtypes as weight_dtypes
+from flexjax.quantize.packed import Norm as Norm
 from flexjax.quantize.packed import PackedTable as PackedTable
 from flexjax.quantize.packed import PackedWeight as PackedWeight
 from flexjax.quantize.table import QuantizedTable as QuantizedTable

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flexjax.causal_lm import CacheLeaf, CausalLM, RaggedBatch, zeros
 from flexjax.hardware.sharding import SERVING, constrain
 from flexjax.kernels.ragged_paged_attention import LARGEST, Int4Pages, ScaledPages
+from flexjax.model import CacheLeaf, CausalLM, RaggedBatch, zeros
 from flexjax.refusal import Refusal
 
 MARGIN = 1.25  # At least, from the largest number that was seen in a channel to the first that is clipped.
@@ -22,7 +22,7 @@ def cache_scales(model: CausalLM, dtype: str, seen: np.ndarray, held_out: np.nda
     values (1) is divided.
 
     It is the least at which a channel still holds MARGIN times its largest number in the sequences `seen`, token ids
-    `[B, T]`. Where the model turns channels into each other by their position (`flexjax.causal_lm.Rotary`), the length
+    `[B, T]`. Where the model turns channels into each other by their position (`flexjax.model.Rotary`), the length
     of both together counts for each. All sequences stand at positions spread over the model's context. On a mesh this
     is called with that in use (`jax.set_mesh`).
 

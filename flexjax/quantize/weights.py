@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flexjax.causal_lm import set_parameter
 from flexjax.kernels.quantized_matmul import quantized_matmul
+from flexjax.model import set_parameter
 from flexjax.quantize.table import QuantizedTable
 from flexjax.refusal import Refusal
 

@@ -4,3 +4,10 @@
 does with one on a mesh, `loop` repeats it, `checkpoint` makes a kill harmless, `form` makes a checkpoint any mesh's,
 `evaluate` counts bits per byte.
 """
+
+from flexjax.train.loop import Trainer as Trainer
+from flexjax.train.loop import is_first as is_first
+from flexjax.train.optimizer import OptimizerConfig as OptimizerConfig
+from flexjax.train.plot import plot_loss as plot_loss
+from flexjax.train.step import LoopConfig as LoopConfig
+from flexjax.train.step import TrainProgram as TrainProgram

@@ -22,12 +22,10 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from flexjax import shipped
-from flexjax.causal_lm import CausalLM, family_of_directory
+from flexjax.data import Document, corpus, load_tokenizer, tokenize
+from flexjax.families import family_of_directory
 from flexjax.hardware import platforms
-from flexjax.train import corpus
-from flexjax.train.corpus import Document
-from flexjax.train.data import tokenize
-from flexjax.train.tokenizer import load_tokenizer
+from flexjax.model import CausalLM
 
 # Tokens [B, T+1] → nats that each of the last T needs, given those before it in its row.
 TokenNats = Callable[[np.ndarray], Float[Array, "B T"]]

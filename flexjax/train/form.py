@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from flexjax.causal_lm import CausalLM
+from flexjax.model import CausalLM
 
 
 def reformed(state: Any, graph: Any, change: Callable[[CausalLM], CausalLM]) -> Any:

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flexjax import files
-from flexjax.causal_lm import CausalLM
+from flexjax.data import PackedBatches
+from flexjax.model import CausalLM
 from flexjax.refusal import Refusal
 from flexjax.train.checkpoint import Checkpoints
-from flexjax.train.data import PackedBatches
 from flexjax.train.step import TrainProgram
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "tokens_per_s", "train_s")

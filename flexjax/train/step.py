@@ -12,10 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flexjax.causal_lm import CausalLM, Recomputing, Stackable, parameters
-from flexjax.engine.step import STACKED_BACKENDS
+from flexjax.engine.device import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
+from flexjax.model import CausalLM, Recomputing, Stackable, parameters
 from flexjax.refusal import Refusal
 from flexjax.train.bfloat16_projections import with_bfloat16_projections
 from flexjax.train.form import reformed
@@ -231,8 +231,7 @@ def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
 
 def _cannot(model: CausalLM, what: str, protocol: str, way_out: str) -> str:
     return (
-        f"{model.config.architecture} cannot {what}: its family does not offer flexjax.causal_lm.{protocol}. Set "
-        f"{way_out}."
+        f"{model.config.architecture} cannot {what}: its family does not offer flexjax.model.{protocol}. Set {way_out}."
     )
 
 

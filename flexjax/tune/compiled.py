@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from flexjax.engine.step import StepProgram
+from flexjax.engine.device import StepProgram
 from flexjax.hardware import aot, roofline
+from flexjax.lab import Candidate, Cost, Refused
 from flexjax.refusal import Refusal
 from flexjax.tune import step
-from flexjax.tune.evaluate import Candidate, Cost, Refused
 
 
 class CompiledStep:

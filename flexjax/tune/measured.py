@@ -1,39 +1,16 @@
 """A candidate's cost by running it: beside the defaults, in alternating rounds of one process."""
 
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from flexjax.causal_lm import CausalLM, zeros
-from flexjax.engine.sampling import empty_memory
-from flexjax.engine.step import StepProgram
+from flexjax.engine.device import StepProgram, empty_memory
+from flexjax.lab import Candidate, Cost, alternated
+from flexjax.model import CausalLM, zeros
 from flexjax.tune import step
-from flexjax.tune.evaluate import Candidate, Cost
-
-
-def alternated(
-    sides: tuple[Callable[[], float], Callable[[], float]], rounds: int, dispatches: int, same_results: bool
-) -> Cost:
-    """The cost of the second side against the first, the defaults; each call is a dispatch and gives its time.
-
-    Dispatches go default, candidate, candidate, default, …, so that whatever else the machine does meets both alike. A
-    round is `dispatches` of each, and its ratio that of their medians.
-    """
-    for side in sides:
-        side()  # Warms up.
-    times = np.empty((rounds, dispatches, 2))
-    for i in np.ndindex(times.shape[:2]):
-        for side in (0, 1) if sum(i) % 2 == 0 else (1, 0):
-            times[*i, side] = sides[side]()
-    times = np.median(times, axis=1)
-    ratios = times[:, 1] / times[:, 0]
-    low, ratio, high = np.quantile(ratios, (0.1, 0.5, 0.9)).tolist()
-    default_value, value = np.median(times, axis=0).tolist()
-    return Cost(ratio, low, high, value, default_value, same_results)
 
 
 class MeasuredStep:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from flexjax.lab import Candidate, Cost, Evaluator, Refused, Setting
 from flexjax.refusal import Refusal
-from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Refused, Setting
 
 Phase = Literal["alone", "together", "again"]
 Report = Callable[["Trial"], None]

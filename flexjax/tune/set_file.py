@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from flexjax.tune.blocks import is_block_size
-from flexjax.tune.evaluate import Candidate, Cost, Evaluator, Setting
+from flexjax.lab import Candidate, Cost, Evaluator, Setting, is_block_size
 from flexjax.tune.search import Factor, Finding, Trial
 
 

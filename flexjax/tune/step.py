@@ -6,11 +6,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM
-from flexjax.engine.config import EngineConfig
-from flexjax.engine.step import StepProgram, StepShape, compiler_options
-from flexjax.tune.blocks import block_sizes, is_block_size
-from flexjax.tune.evaluate import Candidate, Refused, Setting
+from flexjax.engine import EngineConfig
+from flexjax.engine.device import StepProgram, StepShape, compiler_options
+from flexjax.lab import Candidate, Refused, Setting, block_sizes, is_block_size
+from flexjax.model import CausalLM
 
 Options = dict[str, Setting]  # As `compile(compiler_options=)` takes them.
 

@@ -9,3 +9,5 @@ from flexjax.virtual.target import program_for as program_for
 from flexjax.virtual.training import Training as Training
 from flexjax.virtual.training import TrainReport as TrainReport
 from flexjax.virtual.training import compile_training as compile_training
+from flexjax.virtual.training import ways_to_train as ways_to_train
+from flexjax.virtual.ways import ways_to_fit as ways_to_fit

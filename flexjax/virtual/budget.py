@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-from flexjax.causal_lm import CausalLM
-from flexjax.engine.config import EngineConfig
+from flexjax.engine import EngineConfig
 from flexjax.hardware import aot
+from flexjax.model import CausalLM
 from flexjax.virtual.target import Target, program_for
 
 RESERVE = 64 * 2**20  # Bytes for code and temporaries before a compile has told them.

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from flexjax.engine.step import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
+from flexjax.engine.device import LAYOUT_BACKENDS, StepProgram, StepShape, compiler_options
 from flexjax.hardware import aot, roofline
+from flexjax.kernels.ragged_paged_attention import OP as ATTENTION
 from flexjax.kernels.ragged_paged_attention import xla
-from flexjax.kernels.ragged_paged_attention.api import OP as ATTENTION
 from flexjax.virtual.target import Target
 
 

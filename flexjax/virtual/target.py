@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from flexjax.causal_lm import CausalLM, Family
-from flexjax.engine.config import EngineConfig
-from flexjax.engine.step import StepProgram, suited
+from flexjax.engine import EngineConfig
+from flexjax.engine.device import StepProgram, suited
+from flexjax.families import Family
 from flexjax.hardware import chips, topology
 from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
+from flexjax.model import CausalLM
 from flexjax.quantize import quantize_weights
 
 MOST_DEVICES = 256  # Of the larger grids that are tried.

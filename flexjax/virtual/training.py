@@ -7,12 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flexjax.causal_lm import Family
+from flexjax.families import Family
 from flexjax.hardware import aot, roofline
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.refusal import Refusal
-from flexjax.train.optimizer import OptimizerConfig
-from flexjax.train.step import LoopConfig, TrainProgram
+from flexjax.train import LoopConfig, OptimizerConfig, TrainProgram
 from flexjax.virtual.target import Target
 
 

@@ -1,8 +1,8 @@
 """What to do about a model that does not fit: more chips, fewer bits, less context, each with its figures."""
 
-from flexjax.causal_lm import CausalLM
-from flexjax.engine.config import EngineConfig
+from flexjax.engine import EngineConfig
 from flexjax.hardware.mesh import MeshConfig
+from flexjax.model import CausalLM
 from flexjax.refusal import Refusal
 from flexjax.virtual.budget import Budget
 from flexjax.virtual.target import MOST_DEVICES, Target

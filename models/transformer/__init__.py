@@ -1,4 +1,4 @@
-"""Decoder-only transformers: Llama, Mistral, Qwen, Gemma, GPT-2 (a `flexjax.causal_lm.Family`)."""
+"""Decoder-only transformers: Llama, Mistral, Qwen, Gemma, GPT-2 (a `flexjax.families.Family`)."""
 
 from typing import Any
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flexjax.causal_lm import CacheLeaf
 from flexjax.kernels.ragged_paged_attention import LARGEST, Int4Pages, ScaledPages
+from flexjax.model import CacheLeaf
 from models.transformer.config import TransformerConfig
 
 

@@ -17,9 +17,9 @@ from flax import nnx
 from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zeros
 from jaxtyping import Array, Float, Int
 
-from flexjax.causal_lm import Cache, CacheLeaf, RaggedBatch
 from flexjax.hardware.sharding import SERVING, TRAINING, constrain, constrain_factor, split_ways
 from flexjax.kernels.ragged_paged_attention import one_pool, put_back, ragged_paged_attention
+from flexjax.model import Cache, CacheLeaf, RaggedBatch
 from flexjax.quantize import QuantizedTable, QuantizedWeight, Weight, table_operand
 from models.transformer.cache import dense, paged
 from models.transformer.config import Layer, TransformerConfig
@@ -215,7 +215,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A `flexjax.causal_lm.CausalLM`.
+    """A `flexjax.model.CausalLM`.
 
     `blocks` is a list with one array a layer, or after `stacked` a `Scan`, and the cache likewise a list with a
     leaf a layer, or of one leaf with a leading layer axis.

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from flexjax.hardware import memory
 from flexjax.kernels.rotary import rotary
+from flexjax.quantize import Norm as FoldedNorm
 from flexjax.quantize import PackedTable, PackedWeight
-from flexjax.quantize.packed import Norm as FoldedNorm
 from models.transformer.config import TransformerConfig
 from models.transformer.modeling import ACTIVATIONS, Attend, Block, Norm, RopeTables, Transformer, add, softcapped
 from models.transformer.rope import rotate

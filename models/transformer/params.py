@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from flexjax import files
-from flexjax.causal_lm import Axes, Convert, Place, family_of_directory, set_parameter
+from flexjax.families import family_of_directory
+from flexjax.model import Axes, Convert, Place, set_parameter
 from flexjax.refusal import Refusal
 from flexjax.safetensors_io import SafetensorsFile, TensorEntry, TensorToWrite, open_checkpoint, write_checkpoint
 from models.transformer.config import TransformerConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.bench.static_batch import Programs
 from flexjax.bench.stock import StockConfig, StockTarget
 from flexjax.hardware.compile_cache import CompileCounter
@@ -25,7 +25,7 @@ def target(tiny_directory):
 @pytest.fixture(scope="module")
 def greedy(tiny_directory):
     """Greedy continuation without cache, batch or padding."""
-    family, _ = causal_lm.family_of_directory(tiny_directory)
+    family, _ = families.family_of_directory(tiny_directory)
     model = family.load(tiny_directory, dtype=jnp.float32)
     run = nnx.jit(lambda model, tokens: model.logits(model.dense(tokens)[0][0]))
 
@@ -91,7 +91,7 @@ def test_sampling_draws_by_temperature(target, greedy, ask):
 
 
 def test_forced_tokens_come_back_with_the_model_s_log_probabilities(target, tiny_directory, ask):
-    family, _ = causal_lm.family_of_directory(tiny_directory)
+    family, _ = families.family_of_directory(tiny_directory)
     model = family.load(tiny_directory, dtype=jnp.float32)
     text = [int(i) for i in np.random.default_rng(0).integers(0, 256, 40)]
     logprobs = np.asarray(jax.nn.log_softmax(model.logits(model.dense(jnp.asarray([text]))[0][0])))
@@ -154,7 +154,7 @@ def test_stop_ends_open_requests_and_refuses_new_ones(tiny_directory, ask):
 
 
 def test_padded_sizes_are_few(tiny_directory):
-    family, _ = causal_lm.family_of_directory(tiny_directory)
+    family, _ = families.family_of_directory(tiny_directory)
     model = family.load(tiny_directory, dtype=jnp.float32)
     programs = Programs(model, dtype="float32", batch_size=16, max_prompt=128, max_output=64)
     assert programs.batch_sizes == [1, 4, 16]

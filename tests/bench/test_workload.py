@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from flexjax.bench.workload import Lengths, WorkloadConfig, build_workload, text_start, with_unknown_ends
+from flexjax.data.corpus import held_out_documents
 from flexjax.engine.request import CompletionOutput
-from flexjax.train.corpus import held_out_documents
 
 SMALL = WorkloadConfig(prompts=40, input=Lengths(20, 0.5, 4, 48), output=Lengths(10, 0.5, 2, 32), seed=3)
 

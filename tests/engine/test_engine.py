@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexjax.engine import Engine, EngineConfig, QueueFull, Request, SamplingParams, TokenEvent
-from flexjax.engine.score import Scoring
+from flexjax.engine.device.score import Scoring
 
 CONFIG = EngineConfig(
     dtype="float32", max_num_seqs=4, max_num_batched_tokens=16, page_size=4, num_pages=60, decode_steps=3

@@ -21,13 +21,13 @@ from flexjax.bench.sides import SideConfig, SideMaker
 from flexjax.bench.target import TargetStats
 from flexjax.bench.workload import Lengths, WorkloadConfig
 from flexjax.config import from_config_dict
+from flexjax.data.tokenizer import save_tokenizer, train_tokenizer
 from flexjax.engine.config import EngineConfig
 from flexjax.engine.request import TokenEvent
 from flexjax.hardware import compile_cache
 from flexjax.jobs import bench
 from flexjax.jobs.bench import Config
 from flexjax.records import query
-from flexjax.train.tokenizer import save_tokenizer, train_tokenizer
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

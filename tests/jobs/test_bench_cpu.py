@@ -13,7 +13,7 @@ from flexjax.records import store
 @pytest.fixture
 def config(monkeypatch) -> Config:
     monkeypatch.setitem(bench_cpu.SIZES, "S", (1, 32, 2, 1, 64, 96))
-    monkeypatch.setitem(import_module("flexjax.micro.limits").MATRIX, "cpu", (8, 64))
+    monkeypatch.setitem(import_module("flexjax.lab.limits").MATRIX, "cpu", (8, 64))
     return Config(
         sizes=("S",), precisions=("int8_rows",), prompt=8, output=6, prefill=30, batches=(2,),
         batch_size="S", batch_precisions=("int8_rows",), resident_sizes=(), rounds=1, step_rows=32,

@@ -9,7 +9,7 @@ import pytest
 from flexjax.jobs import bench_kernels
 from flexjax.jobs.bench_kernels import Config
 from flexjax.kernels.case import Case
-from flexjax.micro import Limits, limits
+from flexjax.lab import Limits, limits
 from flexjax.records import store
 
 
@@ -25,7 +25,7 @@ def refuse(x, y):
 def test_bodies_are_timed_against_the_limit_and_refusals_told(tmp_path, capsys, monkeypatch):
     cases = [case("fast", lambda x, y: x + y), case("other", lambda x, y: x - y), case("none", refuse)]
     monkeypatch.setattr(bench_kernels, "_cases", lambda op: iter(cases))
-    monkeypatch.setitem(import_module("flexjax.micro.limits").MATRIX, "cpu", (64, 64))
+    monkeypatch.setitem(import_module("flexjax.lab.limits").MATRIX, "cpu", (64, 64))
     monkeypatch.setattr(bench_kernels, "limits", functools.partial(limits, sizes_mib=(1,)))
     config = Config(ops=("ragged_paged_attention",), rounds=2, round_s=0.001)
     assert bench_kernels.run(config, tmp_path) == 0

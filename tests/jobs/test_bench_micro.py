@@ -7,7 +7,7 @@ import pytest
 from flexjax.hardware import chips
 from flexjax.jobs import bench_micro
 from flexjax.jobs.bench_micro import Config, published
-from flexjax.micro import Probe, Reading
+from flexjax.lab import Probe, Reading
 from flexjax.records import store
 
 SMALL = Config(dtypes=("float32",), sizes=(8, 16), memory_mib=(1,), collectives_kib=(1,), rounds=3, round_s=0.001)

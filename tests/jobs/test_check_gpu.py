@@ -2,10 +2,10 @@ import csv
 
 import pytest
 
-from flexjax import check
-from flexjax.check import BODY, Failed, Item, Machine, Row, TookTooLong, healthy
+from flexjax import lab
 from flexjax.jobs import check_gpu
 from flexjax.jobs.check_gpu import Config
+from flexjax.lab import BODY, Failed, Item, Machine, Row, TookTooLong, healthy
 
 OP, SHAPE = "quantized_matmul", "llama3_8b_int8_decode_8"
 TIMES = Item("times", OP, SHAPE, (BODY, "xla", "tokamax_triton"))
@@ -48,7 +48,7 @@ class Here:
         pass
 
     def call(self, limit_s, function, *args):
-        if function is check.machine:
+        if function is lab.machine:
             return self.answers.get("machine", Machine("a GPU", copies=1e12, products=1e15))
         (item, *_) = args
         self.asked.append((item.what, item.bodies, limit_s))
@@ -136,7 +136,7 @@ def test_the_whole_is_bounded_and_says_what_is_left_out(ran, monkeypatch, capsys
 
 def test_times_are_kept_where_the_limits_cannot_be_measured(ran, monkeypatch, capsys):
     monkeypatch.setattr(Here, "call", lambda self, limit_s, function, *args, call=Here.call: (
-        _fail() if function is check.machine else call(self, limit_s, function, *args)
+        _fail() if function is lab.machine else call(self, limit_s, function, *args)
     ))  # fmt: skip
     status, (ours, *_), _ = ran([TIMES], {})
     assert (status, ours["median_s"], ours["of_copies"], ours["met"]) == (0, "0.001", "", "")

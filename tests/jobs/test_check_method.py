@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from flexjax.bench.workload import Lengths, WorkloadConfig
+from flexjax.data.tokenizer import save_tokenizer, train_tokenizer
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.jobs import check_method
 from flexjax.jobs.check_method import Config
-from flexjax.train.tokenizer import save_tokenizer, train_tokenizer
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 

@@ -67,7 +67,7 @@ def test_the_search_goes_down_to_what_the_compiler_takes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(job, "compile_steps", compile_steps)
     target = job.Target.of("v5e", "1x1", None, "bfloat16")
-    model = job.abstract_model(*job.causal_lm.family_of("qwen3-0.6b"), EngineConfig(), "tpu")
+    model = job.abstract_model(*job.families.family_of("qwen3-0.6b"), EngineConfig(), "tpu")
     found = job._confirmed(model, config(), target, 40, lambda batch: (batch, 256))
     assert sizes == [40, 36]
     assert found.fits and found.shape.num_seqs == 36

@@ -18,12 +18,13 @@ from devices import REPOSITORY, environment
 
 from flexjax import safetensors_io
 from flexjax.config import from_config_dict
+from flexjax.data import corpus
+from flexjax.data.corpus import Document
 from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
 from flexjax.refusal import Refusal
-from flexjax.train import corpus, digests
-from flexjax.train.corpus import Document
+from flexjax.train import digests
 from flexjax.train.loop import read_log
 from models import transformer
 

@@ -11,7 +11,8 @@ from flexjax import config_file
 from flexjax.engine import EngineConfig
 from flexjax.hardware import flag_check, xla_flags
 from flexjax.jobs import tune_flags
-from flexjax.tune import Cost, MeasuredStep
+from flexjax.lab import Cost
+from flexjax.tune import MeasuredStep
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden" / "llama3"
 CONFIG = tune_flags.Config(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from flexjax.config import from_config_dict
 from flexjax.config_file import load, split
+from flexjax.data import corpus
+from flexjax.data.corpus import Document
 from flexjax.hardware import distributed
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.jobs import train
-from flexjax.train import corpus
-from flexjax.train.corpus import Document
 
 if distributed.ADDRESS in os.environ:
     distributed.join()

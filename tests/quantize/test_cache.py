@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.causal_lm import zeros
+from flexjax.data.corpus import held_out_documents
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
-from flexjax.engine.calibration import Calibration
+from flexjax.engine.device.calibration import Calibration
+from flexjax.engine.device.placement import Placement
+from flexjax.engine.device.score import Scorer
 from flexjax.engine.limits import num_pages
-from flexjax.engine.placement import Placement
-from flexjax.engine.score import Scorer
 from flexjax.engine.tokenizer import load_vocabulary
 from flexjax.kernels.ragged_paged_attention import LARGEST, num_clipped
+from flexjax.model import zeros
 from flexjax.quantize import cache_dtypes, cache_scales
 from flexjax.quantize.cache import MARGIN
 from flexjax.refusal import Refusal
-from flexjax.train.corpus import held_out_documents
 from models import transformer
 from models.transformer import Layer, Rope, TransformerConfig, build
 

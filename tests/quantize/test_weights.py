@@ -9,8 +9,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexjax.causal_lm import parameters
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.model import parameters
 from flexjax.quantize import FORMATS, QuantizedWeight, quantize_weights
 from models.transformer import Layer, Rope, TransformerConfig, build
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax.train.data import DataConfig, PackedBatches
+from flexjax.data.batches import DataConfig, PackedBatches
 from flexjax.train.loop import Trainer
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.step import LoopConfig, Precision, TrainProgram

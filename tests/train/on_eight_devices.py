@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from flexjax.data.batches import DataConfig, PackedBatches
 from flexjax.hardware.mesh import MeshConfig, make_mesh, presets
-from flexjax.train.data import DataConfig, PackedBatches
 from flexjax.train.loop import Trainer, read_log
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.step import LoopConfig, TrainProgram, cross_entropy

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tiny_run
 
+from flexjax.data.corpus import Document
+from flexjax.data.tokenizer import train_tokenizer
 from flexjax.train import evaluate
-from flexjax.train.corpus import Document
-from flexjax.train.tokenizer import train_tokenizer
 from models.transformer import build
 
 DOCUMENTS = [Document("a", "the quick brown fox " * 9), Document("b", "jumps over"), Document("c", "é" * 40)]

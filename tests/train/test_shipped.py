@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexjax.train import corpus, evaluate
-from flexjax.train.tokenizer import load_tokenizer
+from flexjax.data import corpus
+from flexjax.data.tokenizer import load_tokenizer
+from flexjax.train import evaluate
 from models import transformer
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "models" / "weights"

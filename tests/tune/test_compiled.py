@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, mesh, roofline, topology
-from flexjax.tune import CompiledStep, Refused, decode_program
+from flexjax.lab import Refused
+from flexjax.tune import CompiledStep, decode_program
 
 CHIP = chips.find("v5e")
 
@@ -26,7 +27,7 @@ HF = dict(
 
 @pytest.fixture(scope="module")
 def program():
-    family = causal_lm.find_family("LlamaForCausalLM")
+    family = families.find_family("LlamaForCausalLM")
     model = nnx.eval_shape(lambda: family.build(family.config_from_hf(HF), dtype=jnp.bfloat16))
     config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=16, decode_steps=1)
     grid = mesh.make_mesh(mesh.MeshConfig(), topology.devices(CHIP, "1x1"))

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax import causal_lm
-from flexjax.causal_lm import zeros
+from flexjax import families
 from flexjax.engine import EngineConfig
-from flexjax.engine.sampling import empty_memory
-from flexjax.tune import MeasuredStep, Refused, decode_program, decode_shape, step
+from flexjax.engine.device.sampling import empty_memory
+from flexjax.lab import Refused
+from flexjax.model import zeros
+from flexjax.tune import MeasuredStep, decode_program, decode_shape, step
 
 HF = dict(
     **dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=64, hidden_size=32),
@@ -22,7 +23,7 @@ CONTEXT = 20
 
 @pytest.fixture(scope="module")
 def model():
-    family = causal_lm.find_family("LlamaForCausalLM")
+    family = families.find_family("LlamaForCausalLM")
     return family.build(family.config_from_hf(HF), dtype=jax.numpy.float32)
 
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from flexjax.tune import Cost, Factor, Refused, SearchConfig, search
+from flexjax.lab import Cost, Refused
+from flexjax.tune import Factor, SearchConfig, search
 
 CONFIG = SearchConfig(least_gain=0.02, trials=20)
 FACTORS = [

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from flexjax.hardware import xla_flags
-from flexjax.tune import Cost, Factor, Finding, Trial, set_file
+from flexjax.lab import Cost
+from flexjax.tune import Factor, Finding, Trial, set_file
 
 FACTORS = [Factor("xla_a", (True,), "Does a."), Factor("xla_b", (512,), "Does b.")]
 EVALUATOR = SimpleNamespace(kind="measured", unit="ms a step")

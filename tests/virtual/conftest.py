@@ -1,9 +1,9 @@
 import jax
 import pytest
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.engine.config import EngineConfig
-from flexjax.engine.step import StepShape
+from flexjax.engine.device.step import StepShape
 from flexjax.hardware.aot import Compiled, Footprint, TooLarge
 from flexjax.hardware.chips import find
 from flexjax.hardware.mesh import MeshConfig, make_mesh
@@ -37,7 +37,7 @@ def target() -> Target:
 
 @pytest.fixture(scope="session")
 def tiny():
-    return abstract_model(causal_lm.find_family("LlamaForCausalLM"), TINY, EngineConfig(), "tpu")
+    return abstract_model(families.find_family("LlamaForCausalLM"), TINY, EngineConfig(), "tpu")
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.engine.config import EngineConfig
-from flexjax.engine.step import StepShape
+from flexjax.engine.device.step import StepShape
 from flexjax.hardware import chips, topology
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.kernels import bodies_used, registry
@@ -50,7 +50,7 @@ def decode(request) -> StepReport:
     if absent := topology.missing(chips.find(made.chip)):
         pytest.skip(absent)
     target = Target.of(made.chip, made.topology, made.engine.mesh, "bfloat16")
-    model = abstract_model(*causal_lm.family_of("llama3-8b"), made.engine, target.chip.platform)
+    model = abstract_model(*families.family_of("llama3-8b"), made.engine, target.chip.platform)
     program = program_for(model, made.engine, target, BATCH, CONTEXT)
     registry.forget()
     (report,) = compile_steps(program, target, CONTEXT, [StepShape(True, BATCH, BATCH)])

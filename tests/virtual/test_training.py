@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.hardware import aot, chips, topology
 from flexjax.hardware.mesh import MeshConfig
 from flexjax.train.step import LoopConfig
@@ -32,7 +32,7 @@ LAYER = 256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512
 PRODUCTS = 4 * LAYER + 1024 * 256  # Parameters that rows are multiplied with.
 PARAMETERS = PRODUCTS + 1024 * 256 + 9 * 256
 CONFIG = Training(batch_size=8, length=256, mesh=MeshConfig(fsdp=4))
-LLAMA = causal_lm.find_family("LlamaForCausalLM")
+LLAMA = families.find_family("LlamaForCausalLM")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 import pytest
 
-from flexjax import causal_lm
+from flexjax import families
 from flexjax.engine.config import EngineConfig
 from flexjax.hardware import chips, topology
 from flexjax.virtual import Budget, Target, abstract_model
@@ -14,7 +14,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def ways(name: str, shape: str, batch: int, context: int) -> list[str]:
     target = Target.of("v5e", shape, None, "bfloat16")
-    model = abstract_model(*causal_lm.family_of(name), ENGINE, "tpu")
+    model = abstract_model(*families.family_of(name), ENGINE, "tpu")
     budget = Budget.of(model, ENGINE, target)
     assert budget.missing(batch, context) > 0
     return ways_to_fit(model, ENGINE, target, budget, batch, context)

@@ -16,8 +16,7 @@ from flexjax.bench.report.rows import model_name
 from flexjax.bench.result import BenchResult, SideRun
 from flexjax.bench.validity import limits_missed
 from flexjax.hardware import chips
-from flexjax.records import environment
-from flexjax.records.schema import Value
+from flexjax.records import Value, environment
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 

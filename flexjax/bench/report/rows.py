@@ -8,8 +8,7 @@ from flexjax.bench import cost
 from flexjax.bench.report import table
 from flexjax.bench.result import BenchResult, SideRun
 from flexjax.hardware import chips
-from flexjax.records import Record, environment, to_json
-from flexjax.records.schema import Value
+from flexjax.records import Record, Value, environment, to_json
 
 # Of what the columns mean; raised when one changes its meaning. Since 2: energy counts from the first
 # arrival to the last token, peak memory is that of a process which serves the side alone,

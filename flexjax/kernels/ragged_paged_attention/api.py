@@ -42,7 +42,7 @@ def ragged_paged_attention(
 ) -> tuple[Float[Array, "T N H"], Pages]:
     """Attention of every row over its own sequence's pages, after the new keys and values are written there.
 
-    The batch is laid out as `flexjax.causal_lm.RaggedBatch` says: sequence b owns the rows
+    The batch is laid out as `flexjax.model.RaggedBatch` says: sequence b owns the rows
     `query_starts[b]:query_starts[b + 1]`, the last of them at position `kv_lengths[b] - 1`. Equivalent,
     for the row of sequence b at position p and query head n, with kv head m = n // (N // K), to
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexjax.engine.placement import Placement
-from flexjax.engine.score import Scorer
+from flexjax.engine.device.placement import Placement
+from flexjax.engine.device.score import Scorer
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import SERVING, sharding
 from flexjax.kernels import bodies_used, forget

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.causal_lm import parameters
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.program import read
 from flexjax.hardware.sharding import TRAINING, sharding
+from flexjax.model import parameters
 from models.transformer import TransformerConfig, build, config_from_hf
 from models.transformer.scan import period
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.causal_lm import RaggedBatch, zeros
+from flexjax.model import RaggedBatch, zeros
 from models.transformer import Layer, Rope, TransformerConfig, build, modeling
 
 SHAPE = dict(vocab_size=48, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24, max_position=64)

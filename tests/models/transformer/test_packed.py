@@ -73,7 +73,7 @@ LOAD = """
 import functools, sys
 import jax.numpy as jnp
 from flexjax.engine import EngineConfig
-from flexjax.engine.step import packed
+from flexjax.engine.device.step import packed
 from flexjax.hardware import memory
 from flexjax.quantize import rounded
 from models import transformer

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from flexjax.causal_lm import families, family_of_directory, find_family
+from flexjax.families import families, family_of_directory, find_family
 from flexjax.model_files import read_json
 from models import transformer
 from models.transformer import Layer, Rope, TransformerConfig, hf_published, params

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.causal_lm import CausalLM, RaggedBatch, zeros
+from flexjax.model import CausalLM, RaggedBatch, zeros
 from models import transformer
 
 GOLDEN = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/golden.npz"))

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from flexjax import LLM, SamplingParams
-from flexjax.causal_lm import set_parameter
+from flexjax.model import set_parameter
 from flexjax.refusal import Refusal
 from models import transformer
 

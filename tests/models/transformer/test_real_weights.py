@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from flexjax.causal_lm import zeros
+from flexjax.model import zeros
 from models import transformer
 
 # The beginning of the greedy text in llama2.c's doc/stories260K.md.

@@ -9,7 +9,7 @@ import pytest
 from devices import run_tests
 from flax import nnx
 
-from flexjax.causal_lm import RaggedBatch, Stackable, parameters, zeros
+from flexjax.model import RaggedBatch, Stackable, parameters, zeros
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 from models.transformer.scan import Scan, period
 

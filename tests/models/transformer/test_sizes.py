@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from flexjax import causal_lm
+from flexjax import families
 from models.transformer import SIZES, build, config_from_hf
 
 # Parameters as published: model cards and papers, rounded as they round.
@@ -46,10 +46,10 @@ def test_a_size_has_as_many_parameters_as_published(name):
 
 
 def test_sizes_are_found_by_name():
-    family, hf = causal_lm.family_of("llama3-8b")
+    family, hf = families.family_of("llama3-8b")
     assert family.config_from_hf(dict(hf)).d_model == 4096
 
 
 def test_an_unknown_size_names_the_nearest():
     with pytest.raises(ValueError, match="'llama3-9b' is neither.*llama3-8b"):
-        causal_lm.family_of("llama3-9b")
+        families.family_of("llama3-9b")

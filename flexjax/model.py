@@ -1,0 +1,181 @@
+"""What a model gives the engine and the trainer.
+
+Axes, here and everywhere: B sequences, T query tokens, S key/value tokens, N query heads,
+K key/value heads, G = N // K, H head dim, D model width, F feed-forward width, V vocabulary,
+L layers, P pages of one sequence.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Axes = tuple[str | None, ...]  # One logical name a dimension.
+# Puts one parameter, given with its logical axes, on the device or mesh.
+Place = Callable[[np.ndarray, Axes], jax.Array]
+# What stands in the model for a parameter that was put there: itself, or a module of fewer bits.
+Convert = Callable[[nnx.Param], Any]
+Cache = Any  # The pytree of arrays that `CausalLM.cache_spec` declares.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RaggedBatch:
+    """One step's tokens: sequences with different numbers of new tokens, laid end to end.
+
+    The same form serves prefill chunks, decode tokens, draft verification and mixtures of them.
+
+    Invariants:
+      - `query_starts` starts at 0 and never falls; sequence b owns the rows
+        `query_starts[b]:query_starts[b + 1]`; rows past `query_starts[B]` are padding.
+      - Live sequences come first; a padding sequence has no rows and `kv_lengths` 0.
+      - `kv_lengths[b]` counts the sequence's tokens *after* this step, so its last row sits at
+        position `kv_lengths[b] - 1`.
+      - Position p of sequence b lies in page `page_table[b, p // page_size]`, row
+        `p % page_size`. Page 0 belongs to nobody: unused entries of the table point at it.
+      - `max_query_len` is static and bounds the rows of any sequence; 1 means pure decoding.
+    """
+
+    tokens: Int[Array, "T"]
+    positions: Int[Array, "T"]
+    query_starts: Int[Array, "B+1"]
+    kv_lengths: Int[Array, "B"]
+    page_table: Int[Array, "B P"]
+    state_slots: Int[Array, "B"]  # One slot a sequence, for fixed-size recurrent state.
+    max_query_len: int = dataclasses.field(metadata=dict(static=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheLeaf:
+    """One array of the cache: its shape, dtype and logical axis names, one name a dimension."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: Axes
+    copies: int = 1  # The most devices that can share one of its kv_heads: G.
+    paired: bool = False  # Each of its kv_heads is two rows, a key and a value.
+
+    @property
+    def nbytes(self) -> int:
+        size = jnp.dtype(self.dtype).itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+
+@runtime_checkable
+class CausalLM(Protocol):
+    """A flax NNX module that predicts the next token.
+
+    `config` is a frozen dataclass with at least `vocab_size: int`, `max_position: int` (longest
+    context in tokens), `num_layers: int` and `architecture: str` (the published class name).
+    """
+
+    config: Any
+
+    def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
+        """Hidden states of every row, and the cache with this step's tokens written."""
+        ...
+
+    def dense(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states of a rectangular batch, for training and for plain baselines.
+
+        Without a cache, attention is causal over the T tokens. With one (`dense_cache_spec`),
+        each token is written at its own position and sees all positions up to it.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Float32 logits, after the final soft-cap where the architecture has one."""
+        ...
+
+    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
+        """The paged cache as a pytree of `CacheLeaf`; attention layers give one leaf each,
+        `[num_pages, page_size, K, 2, H]` with keys at index 0 and values at 1 of the fourth axis, or one of all
+        layers, `[L, num_pages, page_size, 2 K, H]`, which is the same in memory. For int8 and float8 a `ScaledPages`
+        (flexjax.kernels.ragged_paged_attention) of three leaves stands in its place, for int4 an `Int4Pages` of two."""
+        ...
+
+    def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> Any:
+        """The cache of `dense` as a pytree of `CacheLeaf`, `[B, S, K, 2, H]` a layer."""
+        ...
+
+
+@runtime_checkable
+class Stackable(Protocol):
+    """A `CausalLM` that has a second form, with repeating layers stacked and run in a loop."""
+
+    def stacked(self, *, release: bool = False, stages: int = 1, microbatches: int = 1) -> CausalLM:
+        """The same model so; its cache may then be one leaf with a leading "layers" axis. `release` frees the arrays
+        of the first form as they are stacked: never more than one stack is held twice.
+
+        To train on a mesh with an axis `stage`, give its size, and into how many microbatches a batch is cut: a
+        multiple of `stages`, of which every part must divide by data × fsdp (flexjax.hardware.pipeline).
+        """
+        ...
+
+    def unstacked(self) -> CausalLM:
+        """The same model with one array a layer."""
+        ...
+
+
+@runtime_checkable
+class Rotary(Protocol):
+    """A `CausalLM` that turns channel i of a key with channel i + H / 2 by an angle that grows with its position, so
+    that either can become as large as both together."""
+
+    rotary: Sequence[bool]  # One entry a layer: whether it turns its keys.
+
+
+@runtime_checkable
+class Recomputing(Protocol):
+    """A `CausalLM` whose layers can be computed again in the backward pass, in place of keeping their activations."""
+
+    def recomputing(self) -> CausalLM:
+        """The same model so, over the same parameters."""
+        ...
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A `CausalLM` that has a form for the CPU's kernels."""
+
+    def packed(self, *, activation_dtype: str | None = None, release: bool = False) -> CausalLM:
+        """The same model with its projections copied into the form that the kernels stream; with `activation_dtype`
+        rows are rounded for the products with quantised ones. `release` frees the arrays of the first form as they are
+        packed: never more than one layer or table is held twice. Its attribute `rows_apart` is True where a row's
+        result does not depend on how many there are."""
+        ...
+
+
+def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:
+    """(name, logical axes, value) of every parameter, in the order of `jax.tree.leaves(nnx.state(model))`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), p.get_metadata("axes"), p.get_value())
+        for path, p in flat
+    ]
+
+
+def set_parameter(model: Any, path: Sequence[Any], value: Any) -> None:
+    """Puts a parameter, or a module that stands for one, where `path` of the model's flat state says."""
+    *holders, name = path
+    for part in holders:
+        model = model[part] if isinstance(part, int) else getattr(model, part)
+    setattr(model, str(name), value)
+
+
+def zeros(spec: Any) -> Cache:
+    """An empty cache: the pytree of `CacheLeaf` turned into zero arrays."""
+    is_leaf = lambda x: isinstance(x, CacheLeaf)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec, is_leaf=is_leaf)
