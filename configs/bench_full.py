@@ -15,7 +15,7 @@ Expect    an hour after set-up (56 minutes on two Zen 4 cores)
 
 from ml_collections import ConfigDict
 
-XLA = dict(quantized_matmul="xla", ragged_paged_attention="xla", rotary="xla")
+XLA = dict(matmul="xla", ragged_paged_attention="xla", rotary="xla")
 
 
 def get_config():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from flexjax.kernels.quantized_matmul import pack, packed_matmul, packs
+from flexjax.kernels.matmul import pack, packed_matmul, packs
 from flexjax.lab.timing import Loop, Probe
 
 PACKED = ("float32", "bfloat16", "int8")  # Dtypes of our own product on a CPU.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flexjax.kernels.quantized_matmul import packs, read_memory
+from flexjax.kernels.matmul import packs, read_memory
 from flexjax.lab.timing import Loop, Probe
 
 BARE_BYTES = 500_000_000  # That a call of a bare read goes through, so that its own cost does not count.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flexjax.kernels import Case
-from flexjax.kernels.quantized_matmul import ArgSpec as Product
+from flexjax.kernels.matmul import ArgSpec as Product
 from flexjax.kernels.ragged_paged_attention import ArgSpec as Attention
 from flexjax.refusal import Unsupported
 
@@ -26,14 +26,14 @@ def peers(op: str, spec: Any) -> tuple[str, ...]:
     """Names of what can be held beside the op on that shape."""
     if op == "ragged_paged_attention":
         return ALL if _is_dense(spec) else ()
-    if op == "quantized_matmul":
+    if op == "matmul":
         return TOKAMAX if spec.weight_dtype in ("int8", "int4") and spec.activation_dtype is None else ()
     return ()
 
 
 def case(op: str, shape: str, spec: Any, peer: str, calls: int) -> Case:
     """A step of so many calls, each with keys and values or a weight of its own; its result is its next argument."""
-    make = {"ragged_paged_attention": _attention, "quantized_matmul": _product}[op]
+    make = {"ragged_paged_attention": _attention, "matmul": _product}[op]
     return make(shape, spec, peer, calls)
 
 
@@ -77,7 +77,7 @@ def _product(shape: str, spec: Product, peer: str, calls: int) -> Case:
             x = x.at[0, 0].add((0 * y[0, 0]).astype(x.dtype))  # No call before the last one is done.
         return x
 
-    return Case("quantized_matmul", shape, peer, make, step, spec.weight_bytes, spec.operations, spec.dtype, calls)
+    return Case("matmul", shape, peer, make, step, spec.weight_bytes, spec.operations, spec.dtype, calls)
 
 
 def _cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:

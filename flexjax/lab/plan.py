@@ -31,7 +31,7 @@ class Goal:
 GOALS = {
     "ragged_paged_attention/llama3_8b_decode_*": Goal("copies", 0.8),
     "ragged_paged_attention/llama3_8b_prefill_*": Goal("products", 0.6),
-    "quantized_matmul/llama3_8b_int[48]_decode_*": Goal("copies", 0.8),
+    "matmul/llama3_8b_int[48]_decode_*": Goal("copies", 0.8),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.quantized_matmul import Packed, pack, pack_gated, packed_matmul
+from flexjax.kernels.matmul import Packed, pack, pack_gated, packed_matmul
 from flexjax.quantize.table import QuantizedTable, Table
 from flexjax.quantize.weights import QuantizedWeight, Weight
 

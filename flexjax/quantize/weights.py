@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flexjax.kernels.quantized_matmul import quantized_matmul
+from flexjax.kernels.matmul import matmul
 from flexjax.model import set_parameter
 from flexjax.quantize.table import QuantizedTable
 from flexjax.refusal import Refusal
@@ -64,7 +64,7 @@ class QuantizedWeight(nnx.Module):
     def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "..."]:
         """`x @ weight`, float32, with the weight's output axes; on a mesh by the parts of the weight."""
         rows = x.reshape(-1, x.shape[-1])
-        y = quantized_matmul(rows, self.values[...], self.scale[...], axes=self.axes, layer=self.layer)
+        y = matmul(rows, self.values[...], self.scale[...], axes=self.axes, layer=self.layer)
         return y.reshape(*x.shape[:-1], *self.outputs)
 
 

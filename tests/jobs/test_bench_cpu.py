@@ -6,7 +6,7 @@ import pytest
 
 from flexjax.jobs import bench_cpu
 from flexjax.jobs.bench_cpu import Config
-from flexjax.kernels.quantized_matmul import cpu
+from flexjax.kernels.matmul import cpu
 from flexjax.records import store
 
 
@@ -33,7 +33,7 @@ def test_decoding_and_prefill_are_timed_against_limits_of_the_same_run(config, t
     assert columns["metrics.s_int8_rows_prefill_30_tokens_per_s"] > 0
     assert 5e3 < ms * gb_per_s * 1e6 < 5e4  # Weights, and eleven tokens' keys and values.
     assert columns["metrics.s_int8_rows_batch_2_tokens_per_s"] > 0
-    assert '"quantized_matmul": ["cpu"]' in columns["technique.kernels_json"]
+    assert '"matmul": ["cpu"]' in columns["technique.kernels_json"]
 
 
 def test_an_interrupted_run_keeps_the_rounds_that_ended(config, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ from flexjax.jobs import check_gpu
 from flexjax.jobs.check_gpu import Config
 from flexjax.lab import BODY, Failed, Item, Machine, Row, TookTooLong, healthy
 
-OP, SHAPE = "quantized_matmul", "llama3_8b_int8_decode_8"
+OP, SHAPE = "matmul", "llama3_8b_int8_decode_8"
 TIMES = Item("times", OP, SHAPE, (BODY, "xla", "tokamax_triton"))
 VALUE = Item("value", OP, SHAPE, (BODY, "xla"))
 
@@ -21,7 +21,7 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (dict(ops=("attention",)), "ops can be quantized_matmul, .*; got attention"),
+        (dict(ops=("attention",)), "ops can be matmul, .*; got attention"),
         (dict(parts=("all",)), "parts can be goals, values, others; got all"),
         (dict(limit_s=0.0), "must be positive"),
     ],

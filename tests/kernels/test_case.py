@@ -37,7 +37,7 @@ def test_every_op_gives_cases_whose_result_is_their_next_argument(op):
 
 SMALL = {
     "lora_matmul": "shipped_decode_1",
-    "quantized_matmul": "int8_odd_sizes",
+    "matmul": "int8_odd_sizes",
     "ragged_paged_attention": "odd_sizes",
     "rotary": "odd_half",
     "sample_top": "one_row",

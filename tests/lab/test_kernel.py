@@ -11,7 +11,7 @@ from flexjax.kernels.case import Case
 from flexjax.kernels.ragged_paged_attention import pallas_tpu
 from flexjax.lab import CompiledKernel, MeasuredKernel, Refused, kernel, tuning_of
 
-OPS = ("lora_matmul", "quantized_matmul", "ragged_paged_attention", "selective_scan", "short_convolution", "ssd")
+OPS = ("lora_matmul", "matmul", "ragged_paged_attention", "selective_scan", "short_convolution", "ssd")
 needs_libtpu = pytest.mark.skipif(
     topology.missing(chips.find("v5e")) is not None, reason=str(topology.missing(chips.find("v5e")))
 )
@@ -38,7 +38,7 @@ def test_small_blocks_cost_turns_and_each_chip_has_its_own(monkeypatch: pytest.M
     [("ssd", "mamba2_2_7b_prefill_1024"), ("ssd", "mamba2_130m_prefill_1024"),
      ("selective_scan", "mamba_2_8b_prefill_1024"),
      ("short_convolution", "mamba2_2_7b_decode_64"), ("lora_matmul", "llama3_8b_decode_8"),
-     ("quantized_matmul", "llama3_8b_gate_up_8")],
+     ("matmul", "llama3_8b_gate_up_8")],
 )  # fmt: skip
 def test_the_loops_that_an_op_declares_are_those_that_its_compiler_lists(op: str, shape: str):
     evaluate = CompiledKernel(op, shape, "v5e")  # NotImplementedError where they are not.

@@ -2,7 +2,7 @@ from importlib import import_module
 
 import pytest
 
-from flexjax.kernels.quantized_matmul import packs
+from flexjax.kernels.matmul import packs
 from flexjax.lab import Limits, Probe, limits, peaks
 
 MACHINE = Limits(read={1: 4e9, 16: 50e9, 256: 30e9}, copy={16: 60e9}, products={"float32": 400e9})

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexjax.kernels.quantized_matmul import cpu, packs
+from flexjax.kernels.matmul import cpu, packs
 from flexjax.lab import matmul, matmuls
 
 

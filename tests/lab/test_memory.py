@@ -1,6 +1,6 @@
 import pytest
 
-from flexjax.kernels.quantized_matmul import cpu
+from flexjax.kernels.matmul import cpu
 from flexjax.lab import bare_read, memory
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flexjax.kernels.case import can_serve
-from flexjax.kernels.quantized_matmul import quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8
+from flexjax.kernels.matmul import matmul
+from flexjax.kernels.matmul.arg_specs import INT4, INT8
 from flexjax.kernels.ragged_paged_attention.arg_specs import ArgSpec, decode
 from flexjax.lab import peers
 
@@ -35,8 +35,8 @@ def test_dense_attention_stands_beside_equal_sequences_in_bfloat16(change, names
 
 
 def test_products_stand_beside_weights_in_fewer_bits():
-    assert peers.peers("quantized_matmul", INT8(8, 64, 32)) == peers.TOKAMAX
-    assert peers.peers("quantized_matmul", INT8(8, 64, 32, activation_dtype="int8")) == ()
+    assert peers.peers("matmul", INT8(8, 64, 32)) == peers.TOKAMAX
+    assert peers.peers("matmul", INT8(8, 64, 32, activation_dtype="int8")) == ()
     assert peers.peers("ssd", None) == ()
 
 
@@ -45,7 +45,7 @@ def test_what_is_not_here_says_so():
     assert can_serve(attention.step, attention.make()) == "cuDNN serves NVIDIA GPUs, and this process runs on cpu"
 
 
-@pytest.mark.parametrize("op", ["ragged_paged_attention", "quantized_matmul"])
+@pytest.mark.parametrize("op", ["ragged_paged_attention", "matmul"])
 def test_a_package_that_is_not_installed_is_named(op, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     spec = DECODE if op == "ragged_paged_attention" else INT8(8, 64, 32)
@@ -94,12 +94,12 @@ def test_attention_counts_its_own_bytes_and_gives_back_its_state(spec, tokamax):
 
 @pytest.mark.parametrize("spec", [INT8(6, 64, 32), INT4(6, 64, 32)], ids=["int8", "int4"])
 def test_products_are_given_the_weight_that_ours_reads(spec, tokamax):
-    case = peers.case("quantized_matmul", "s", spec, "tokamax_triton", 2)
+    case = peers.case("matmul", "s", spec, "tokamax_triton", 2)
     x, weights, rows = case.make()
     after = jax.jit(case.step)(jnp.copy(x), weights, rows)
     np.testing.assert_array_equal(after, x)
     assert tokamax == ["triton"] * 2
     values, scale = weights[0]
     got = peers._tokamax_product("tokamax_triton", x, values, scale, rows)
-    want = functools.partial(quantized_matmul, body="base")(*spec.arguments())
+    want = functools.partial(matmul, body="base")(*spec.arguments())
     np.testing.assert_allclose(got, want, atol=2e-2 * np.abs(want).max())  # Scales in bfloat16.

@@ -9,9 +9,9 @@ from flexjax.lab.plan import specs
 def test_the_most_wanted_come_first():
     items = plan(gpu_ops())
     assert [(item.op, item.shape, item.what) for item in items[:4]] == [
-        ("quantized_matmul", "llama3_8b_int4_decode_64", "times"),
+        ("matmul", "llama3_8b_int4_decode_64", "times"),
         ("ragged_paged_attention", "llama3_8b_decode_64_bfloat16", "times"),
-        ("quantized_matmul", "llama3_8b_int4_decode_64", "value"),
+        ("matmul", "llama3_8b_int4_decode_64", "value"),
         ("ragged_paged_attention", "llama3_8b_decode_64_bfloat16", "value"),
     ]
     assert items[4].shape == "llama3_8b_int8_decode_64" and items[5].shape == "llama3_8b_prefill_4096"
@@ -43,8 +43,8 @@ def test_parts_are_of_the_whole():
         ("ragged_paged_attention", "llama3_8b_decode_8_int4", Goal("copies", 0.8)),
         ("ragged_paged_attention", "llama3_8b_prefill_4096", Goal("products", 0.6)),
         ("ragged_paged_attention", "shipped_decode_16_bfloat16", None),
-        ("quantized_matmul", "llama3_8b_int8_decode_8", Goal("copies", 0.8)),
-        ("quantized_matmul", "llama3_8b_int8_rows_decode_8", None),
+        ("matmul", "llama3_8b_int8_decode_8", Goal("copies", 0.8)),
+        ("matmul", "llama3_8b_int8_rows_decode_8", None),
     ],
 )
 def test_goals_are_those_of_the_sizes_that_are_served(op, shape, goal):

@@ -7,7 +7,7 @@ from flexjax.lab import BODY, Item, do, gpu_ops, work
 from flexjax.lab.plan import specs
 
 
-@pytest.mark.parametrize("op", ["lora_matmul", "quantized_matmul"])
+@pytest.mark.parametrize("op", ["lora_matmul", "matmul"])
 def test_values_are_held_against_the_formula(op):
     found = [
         do(Item("value", op, shape, ("xla", "base")), rounds=1, round_s=0.001)[0]
@@ -18,7 +18,7 @@ def test_values_are_held_against_the_formula(op):
 
 
 def test_a_body_that_does_not_serve_says_so():
-    (row,) = do(Item("value", "quantized_matmul", "bfloat16_decode_1", (BODY, "base")), rounds=1, round_s=0.001)
+    (row,) = do(Item("value", "matmul", "bfloat16_decode_1", (BODY, "base")), rounds=1, round_s=0.001)
     assert row.outcome == "refused" and row.note and row.error is None
 
 
@@ -42,7 +42,7 @@ def test_errors_are_of_the_largest_finite_value(got, error):
     np.testing.assert_equal(work.error_of(jnp.asarray(got), jnp.asarray([1.0, -np.inf, 4.0])), error)
 
 
-ITEM = Item("times", "quantized_matmul", "llama3_8b_int8_decode_8", (BODY, "xla", "worse", "other"))
+ITEM = Item("times", "matmul", "llama3_8b_int8_decode_8", (BODY, "xla", "worse", "other"))
 
 
 def refuse(x, y):
@@ -94,9 +94,9 @@ def test_every_op_is_timed_in_steps_of_as_many_layers(op):
 
 
 def test_bodies_and_peers_are_made_by_their_own(monkeypatch):
-    spec = specs("quantized_matmul", "ARG_SPECS")["int8_odd_sizes"]
+    spec = specs("matmul", "ARG_SPECS")["int8_odd_sizes"]
     monkeypatch.setattr(work, "specs", lambda op, which: {"small": spec})
-    item = Item("times", "quantized_matmul", "small", ("xla", "tokamax_triton"))
+    item = Item("times", "matmul", "small", ("xla", "tokamax_triton"))
     ours, theirs = work.cases(item)
     assert (ours.body, theirs.body, ours.calls, theirs.calls) == ("xla", "tokamax_triton", work.LAYERS, work.LAYERS)
     assert len(theirs.make()) == 3 and len(ours.make()) == 2

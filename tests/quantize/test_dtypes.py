@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from flexjax.engine import Engine, EngineConfig
-from flexjax.kernels.quantized_matmul import cpu
+from flexjax.kernels.matmul import cpu
 from flexjax.quantize import quantize_weights, weight_dtypes
 from models.transformer import Layer, Rope, TransformerConfig, build
 

@@ -56,7 +56,7 @@ def reports(target) -> list[StepReport]:
         ops = (
             Op("a.1", "fusion", "...D,DO->...O/dot_general", 3, 1000, 10**6, milliseconds * 10**5),
             Op("b.2", "kernel", "ragged_paged_attention", 3, 9 * 10**4 * milliseconds, 0, None),
-            Op("b.3", "kernel", "quantized_matmul", 3, 10**4 * milliseconds, 0, None),
+            Op("b.3", "kernel", "matmul", 3, 10**4 * milliseconds, 0, None),
             Op("c.3", "all-reduce", "...O,OD->...D/dot_general", 3, 0, 0, None, sent_bytes=1000, group=4),
         )
         return Compiled(Footprint(2 * 10**6, 0, 3000, 4000), Program(ops), seconds=1.5)

@@ -56,7 +56,7 @@ def decode(request) -> StepReport:
     (report,) = compile_steps(program, target, CONTEXT, [StepShape(True, BATCH, BATCH)])
     used = {op: [choice.body for choice in choices] for op, choices in bodies_used().items()}
     assert used["ragged_paged_attention"] == [{"tpu": "pallas_tpu", "gpu": "triton_gpu"}[target.chip.platform]]
-    assert used.get("quantized_matmul") == (None if made.product is None else [made.product])
+    assert used.get("matmul") == (None if made.product is None else [made.product])
     return report
 
 

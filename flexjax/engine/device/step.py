@@ -18,7 +18,7 @@ from flexjax.engine.device.packing import FROM_DEVICE, Packing
 from flexjax.engine.device.placement import Placement, shardings_of
 from flexjax.engine.device.sampling import MEMORY_AXES, Controls, Memory, Sampled, count_fed, empty_memory, sample
 from flexjax.engine.request import MAX_LOGPROBS
-from flexjax.kernels.quantized_matmul import packs
+from flexjax.kernels.matmul import packs
 from flexjax.kernels.ragged_paged_attention import num_clipped
 from flexjax.model import CausalLM, Packable, RaggedBatch, Stackable, parameters
 from flexjax.refusal import Unsupported

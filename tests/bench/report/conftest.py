@@ -96,7 +96,7 @@ def _run(rng, side: str, slow: float, title: str, index: int, count: int) -> Sid
         answers=(LoadedAnswer(0, (1, 2), "ab"),),
         samples=samples,
         described={"software": f"flexjax {side}", "weights_dtype": "float32", "cache_dtype": "float32"},
-        kernels={} if side == "stock" else {"ragged_paged_attention": ("cpu_ffi",), "quantized_matmul": ("a", "b")},
+        kernels={} if side == "stock" else {"ragged_paged_attention": ("cpu_ffi",), "matmul": ("a", "b")},
         startup=StartUp(0.4, 3.0 if side == "stock" else 6.5),
         peak_memory_bytes=(600 if side == "stock" else 300) * 2**20,
         energy=Energy(2.4 * slow, "estimated", "2 cores at 3 W"),

@@ -35,7 +35,7 @@ def test_each_side_is_compared_with_the_baseline_and_has_its_own_kernels(ladder)
         "stock": None,
         **dict.fromkeys(ladder.sides[1:], "stock"),
     }
-    assert json.loads(by_side["optimised"]["software.kernels"])["quantized_matmul"] == ["a", "b"]
+    assert json.loads(by_side["optimised"]["software.kernels"])["matmul"] == ["a", "b"]
     assert by_side["stock"]["software.kernels"] == "everyone's"  # It does not tell.
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.kernels.quantized_matmul import cpu
+from flexjax.kernels.matmul import cpu
 from flexjax.quantize import quantize_weights, rounded
 from models.transformer import Layer, Rope, TransformerConfig, build, load, save
 

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "quantized_matmul/cpu_product.h"
+#include "matmul/cpu_product.h"
 
 namespace {
 

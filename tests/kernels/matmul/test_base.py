@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flexjax import kernels
-from flexjax.kernels.quantized_matmul import api, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, ArgSpec
+from flexjax.kernels.matmul import api, matmul
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, ArgSpec
 
 BODIES = ["base", "xla"]
 
@@ -17,8 +17,8 @@ BODIES = ["base", "xla"]
 def call(spec: ArgSpec, body: str, arguments=None):
     """The op under jit; asserts that `body` is what was traced."""
     kernels.forget()
-    result = jax.jit(functools.partial(quantized_matmul, body=body, **spec.options))(*(arguments or spec.arguments()))
-    assert [choice.body for choice in kernels.bodies_used()["quantized_matmul"]] == [body]
+    result = jax.jit(functools.partial(matmul, body=body, **spec.options))(*(arguments or spec.arguments()))
+    assert [choice.body for choice in kernels.bodies_used()["matmul"]] == [body]
     return np.asarray(result)
 
 
@@ -53,8 +53,8 @@ def test_of_a_stack_it_multiplies_with_the_layer_asked_for(body: str, name: str)
     x, values, scale = ARG_SPECS[name].arguments()
     assert scale is not None
     stack = jnp.stack([values, values[::-1]]), jnp.stack([scale, 2 * scale])
-    got = quantized_matmul(x, *stack, layer=jnp.int32(1), body=body)
-    np.testing.assert_array_equal(got, quantized_matmul(x, values[::-1], 2 * scale, body=body))
+    got = matmul(x, *stack, layer=jnp.int32(1), body=body)
+    np.testing.assert_array_equal(got, matmul(x, values[::-1], 2 * scale, body=body))
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -1,10 +1,10 @@
 """Block sizes of the product with int4 weights on TPUs."""
 
 from flexjax.kernels.case import Case
-from flexjax.kernels.quantized_matmul import pallas_tpu
-from flexjax.kernels.quantized_matmul.api import OP, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, GROUP, INT4, ArgSpec
-from flexjax.kernels.quantized_matmul.pallas_tpu import DEPTH, block_of
+from flexjax.kernels.matmul import pallas_tpu
+from flexjax.kernels.matmul.api import OP, matmul
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, GROUP, INT4, ArgSpec
+from flexjax.kernels.matmul.pallas_tpu import DEPTH, block_of
 from flexjax.kernels.tuning import Block, Kernel, grid
 
 BLOCKS = (
@@ -22,7 +22,7 @@ def case(shape: str) -> Case:
     spec = (SHAPES | OTHERS)[shape]
 
     def step(x, values, scale):
-        y = quantized_matmul(x, values, scale, body="pallas_tpu", **spec.options)
+        y = matmul(x, values, scale, body="pallas_tpu", **spec.options)
         return x.at[0, 0].add((0 * y[0, 0]).astype(x.dtype))
 
     return Case(OP, shape, "pallas_tpu", spec.arguments, step, spec.weight_bytes, spec.operations, spec.dtype)

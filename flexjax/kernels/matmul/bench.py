@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from flexjax.kernels import registry
 from flexjax.kernels.case import Case
-from flexjax.kernels.quantized_matmul.api import ANYWHERE, OP, ORDER, packed_matmul, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, SERVING_SPECS, ArgSpec
-from flexjax.kernels.quantized_matmul.packed import pack
+from flexjax.kernels.matmul.api import ANYWHERE, OP, ORDER, matmul, packed_matmul
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, SERVING_SPECS, ArgSpec
+from flexjax.kernels.matmul.packed import pack
 
 LAYERS = 8  # Weights of their own in a step, so that they come from where a model's would.
 
@@ -35,7 +35,7 @@ def case(shape: str, spec: ArgSpec, body: str, calls: int = LAYERS) -> Case:
             y = (
                 packed_matmul(x, weight, **spec.options)
                 if body == "cpu"
-                else quantized_matmul(x, *weight, body=body, **spec.options)
+                else matmul(x, *weight, body=body, **spec.options)
             )
             x = x.at[0, 0].add((0 * y[0, 0]).astype(x.dtype))  # No call before the last one is done.
         return x

@@ -32,7 +32,7 @@ SUBLANES = 8  # Rows of a float32 tile.
 VMEM_BYTES = 64 * 2**20  # Of 128 MiB; the rest is XLA's.
 
 
-def quantized_matmul(
+def matmul(
     x: Float[Array, "T D"],
     values: Num[Array, "*L D F"],
     scale: Float[Array, "..."] | None,

@@ -11,8 +11,8 @@ from described import TPUS, compiled
 from jax.experimental.pallas import tpu as pltpu
 
 from flexjax.hardware import program
-from flexjax.kernels.quantized_matmul import pallas_tpu, quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import GROUP, INT4, INT8, INT8_ROWS, ArgSpec
+from flexjax.kernels.matmul import matmul, pallas_tpu
+from flexjax.kernels.matmul.arg_specs import GROUP, INT4, INT8, INT8_ROWS, ArgSpec
 
 SPECS = {
     "one_row": INT4(1, 768, 2048),
@@ -33,7 +33,7 @@ def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(pallas_tpu, "BLOCK_D_MANY", 256)
     x, values, scale = SPECS[name].arguments()
     with pltpu.force_tpu_interpret_mode():
-        got = np.asarray(quantized_matmul(x, values, scale, body="pallas_tpu"))
+        got = np.asarray(matmul(x, values, scale, body="pallas_tpu"))
     rows = np.asarray(x.astype(jnp.float32), np.float64)
     weight = np.asarray(values.astype(jnp.float32), np.float64) * np.repeat(np.asarray(scale, np.float64), 32, axis=0)
     # As in test_base.py; two bfloat16 hold 16 bits of a weight.
@@ -44,8 +44,8 @@ def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
 def test_a_row_is_the_same_to_the_bit_whatever_the_others_are(rows: int):
     x, values, scale = INT4(rows, 256, 128).arguments()
     with pltpu.force_tpu_interpret_mode():
-        together = pallas_tpu.quantized_matmul(x, values, scale)
-        others = pallas_tpu.quantized_matmul(x.at[1:].set(1000), values, scale)
+        together = pallas_tpu.matmul(x, values, scale)
+        others = pallas_tpu.matmul(x.at[1:].set(1000), values, scale)
     np.testing.assert_array_equal(together[0], others[0])
 
 
@@ -54,8 +54,8 @@ def test_of_a_stack_it_multiplies_with_the_layer_asked_for(rows: int):
     calls = [INT4(rows, 256, 128).arguments(seed) for seed in range(3)]
     x, (values, scale) = calls[0][0], (jnp.stack([call[i] for call in calls]) for i in (1, 2))
     with pltpu.force_tpu_interpret_mode():
-        got = quantized_matmul(x, values, scale, layer=jnp.int32(2), body="pallas_tpu")
-        want = quantized_matmul(x, *calls[2][1:], body="pallas_tpu")
+        got = matmul(x, values, scale, layer=jnp.int32(2), body="pallas_tpu")
+        want = matmul(x, *calls[2][1:], body="pallas_tpu")
     np.testing.assert_array_equal(got, want)
 
 
@@ -67,7 +67,7 @@ def abstract(spec: ArgSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def hbm_bytes(chip: str, spec: ArgSpec, body: str) -> tuple[int, jax.stages.Compiled]:
-    call = functools.partial(quantized_matmul, body=body, **spec.options)
+    call = functools.partial(matmul, body=body, **spec.options)
     made = compiled(chip, call, *abstract(spec))
     text = made.as_text()
     assert text is not None
@@ -107,4 +107,4 @@ def test_xla_itself_reads_int8_once(spec: ArgSpec):
 )
 def test_what_it_cannot_do_it_says(spec: ArgSpec, reason: str):
     with pytest.raises(NotImplementedError, match=reason):
-        pallas_tpu.quantized_matmul(*spec.arguments(), **spec.options)
+        pallas_tpu.matmul(*spec.arguments(), **spec.options)

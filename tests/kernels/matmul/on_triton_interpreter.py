@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import triton_interpreter
 
-from flexjax.kernels.quantized_matmul import quantized_matmul, triton_gpu
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT4, INT8
+from flexjax.kernels.matmul import matmul, triton_gpu
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, INT4, INT8
 
 SMALL = ("int8_float32_rows", "int8_odd_sizes", "int8_rows_odd_sizes", "int4_float32_rows", "int4_odd_sizes")
 SPECS = {
@@ -24,7 +24,7 @@ def test_equals_formula(name: str, monkeypatch: pytest.MonkeyPatch):
     spec = SPECS[name]
     if spec.weight_dtype == "int4" and spec.F % 2:
         with pytest.raises(NotImplementedError, match="int4 are read in pairs; F=37 is odd"):
-            quantized_matmul(*spec.arguments(), body="triton_gpu", **spec.options)
+            matmul(*spec.arguments(), body="triton_gpu", **spec.options)
         return
-    ((got, want),) = triton_interpreter.beside_the_formula(monkeypatch, quantized_matmul, spec)
+    ((got, want),) = triton_interpreter.beside_the_formula(monkeypatch, matmul, spec)
     np.testing.assert_allclose(got, want, atol=2e-6 * spec.D**0.5)  # float32 sums of unit size in another order.

@@ -10,8 +10,8 @@ import pytest
 import sanitizers
 
 from flexjax import kernels
-from flexjax.kernels.quantized_matmul import base, cpu, pack, pack_gated, packed_matmul, packs
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, INT8, ArgSpec
+from flexjax.kernels.matmul import base, cpu, pack, pack_gated, packed_matmul, packs
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, INT8, ArgSpec
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
 ODD = [(1, 1, 1), (3, 5, 33), (17, 65, 31), (33, 63, 70), (50, 129, 16)]  # T, D, F
@@ -33,9 +33,9 @@ def jitted(**options):
 def formula(spec: ArgSpec) -> tuple[np.ndarray, np.ndarray]:
     """The result, and the sum of the magnitudes of its products, on which rounding errors depend."""
     x, values, scale = spec.arguments()
-    result = jax.jit(functools.partial(base.quantized_matmul, **spec.options))(x, values, scale)
+    result = jax.jit(functools.partial(base.matmul, **spec.options))(x, values, scale)
     wide = jnp.abs(values.astype(jnp.float32))
-    sums = base.quantized_matmul(jnp.abs(x), wide, scale)  # Also of rounded rows, nearly.
+    sums = base.matmul(jnp.abs(x), wide, scale)  # Also of rounded rows, nearly.
     return np.asarray(result), np.asarray(sums)
 
 
@@ -79,7 +79,7 @@ def test_norm_bias_activation_and_residual_are_folded_in(T: int, instruction_set
     wide = x.astype(jnp.float32)
     factor = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=1, keepdims=True) + 0.1)
     rows = (wide * factor * jnp.broadcast_to(norm, wide.shape)).astype(dtype)
-    y = base.quantized_matmul(rows, values, scale) + jnp.broadcast_to(bias, (T, 37))
+    y = base.matmul(rows, values, scale) + jnp.broadcast_to(bias, (T, 37))
     act = {"none": lambda y: y, "silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
     want = act[activation](y) + residual.astype(jnp.float32)
     assert got.dtype == dtype
@@ -95,7 +95,7 @@ def test_gates_multiply_the_values_beside_them(F: int):
     _, up, _ = spec.arguments(2)
     weight = pack_gated((gate, None, np.ones(F)), (up, None, np.zeros(F)))
     got = packed_matmul(x, weight, activation="silu")
-    want = jax.nn.silu(base.quantized_matmul(x, gate, None) + 1) * base.quantized_matmul(x, up, None)
+    want = jax.nn.silu(base.matmul(x, gate, None) + 1) * base.matmul(x, up, None)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -120,15 +120,15 @@ def test_a_weight_of_other_rows_is_refused_at_run_time():
 def test_without_the_library_plain_jax_serves_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch):
     kernels.forget()
     assert packs("float32")
-    assert kernels.bodies_used()["quantized_matmul"] == (kernels.Choice("cpu"),)
+    assert kernels.bodies_used()["matmul"] == (kernels.Choice("cpu"),)
     monkeypatch.setattr(cpu, "LIBRARY", cpu.LIBRARY.with_name("_missing.so"))
     kernels.forget()
     assert not packs("float32")
-    (choice,) = kernels.bodies_used()["quantized_matmul"]
+    (choice,) = kernels.bodies_used()["matmul"]
     assert choice.body == "xla" and "not built" in choice.passed_over[0][1]
     monkeypatch.undo()
     assert not packs("float16")
-    with kernels.use_bodies(quantized_matmul="xla"):
+    with kernels.use_bodies(matmul="xla"):
         assert not packs("float32")
 
 

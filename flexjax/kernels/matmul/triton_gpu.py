@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from flexjax.hardware import chips
 from flexjax.kernels import registry
-from flexjax.kernels.quantized_matmul.layers import of_layer
-from flexjax.kernels.quantized_matmul.rows import rounded_rows
+from flexjax.kernels.matmul.layers import of_layer
+from flexjax.kernels.matmul.rows import rounded_rows
 
 BLOCK_T = 16  # Rows at a time in decoding: the fewest that the tensor cores take.
 BLOCK_T_MANY = 64  # Rows at a time past `DECODE_ROWS`.
@@ -33,7 +33,7 @@ STAGES = 4  # Blocks of the weight in flight.
 FLOAT8_CAPABILITY = (8, 9)  # The first with an instruction that widens it.
 
 
-def quantized_matmul(
+def matmul(
     x: Float[Array, "T D"],
     values: Num[Array, "*L D F"],
     scale: Float[Array, "..."] | None,
@@ -64,7 +64,7 @@ def quantized_matmul(
         kernel=_multiply,
         out_type=jax.ShapeDtypeStruct((parts, T, F), jnp.float32),
         grid=(triton.cdiv(T, block_t), triton.cdiv(F, BLOCK_F), parts),
-        name="quantized_matmul",
+        name="matmul",
         num_warps=4,
         num_stages=STAGES,
         backend_options={"enable_fp_fusion": True},

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax.kernels.quantized_matmul.rows import rounded_rows
+from flexjax.kernels.matmul.rows import rounded_rows
 
 
 def test_the_largest_of_a_row_is_127_of_its_scale():

@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from flexjax.kernels.quantized_matmul.layers import of_layer
-from flexjax.kernels.quantized_matmul.rows import rounded_rows
+from flexjax.kernels.matmul.layers import of_layer
+from flexjax.kernels.matmul.rows import rounded_rows
 
 
-def quantized_matmul(
+def matmul(
     x: Float[Array, "T D"],
     values: Num[Array, "*L D F"],
     scale: Float[Array, "..."] | None,

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 
-def quantized_matmul(
+def matmul(
     x: Float[Array, "T D"],
     values: Shaped[Array, "*L D F"],
     scale: Float[Array, "..."] | None,

@@ -13,8 +13,8 @@ from flexjax.engine.device.score import Scorer
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import SERVING, sharding
 from flexjax.kernels import bodies_used, forget
-from flexjax.kernels.quantized_matmul import quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import INT4, INT8, ArgSpec
+from flexjax.kernels.matmul import matmul
+from flexjax.kernels.matmul.arg_specs import INT4, INT8, ArgSpec
 from flexjax.quantize import quantize_weights
 from models.transformer import Layer, Rope, TransformerConfig, build
 
@@ -46,8 +46,8 @@ def test_four_devices_equal_one_and_move_no_weight(mesh, axes, spec: ArgSpec, la
     assert values.sharding.shard_shape(values.shape) != values.shape
     layer = jnp.int32(layers - 1) if layers else None
     with jax.set_mesh(mesh):
-        call = jax.jit(functools.partial(quantized_matmul, axes=axes)).lower(x, values, scale, layer=layer).compile()
-    want = quantized_matmul(*spec.arguments())
+        call = jax.jit(functools.partial(matmul, axes=axes)).lower(x, values, scale, layer=layer).compile()
+    want = matmul(*spec.arguments())
     np.testing.assert_allclose(call(x, values, scale, layer=layer), want, atol=3e-6)
     text = call.as_text()
     assert text is not None
@@ -61,8 +61,8 @@ def test_groups_that_would_be_cut_stay_whole(mesh):
     spec = INT4(5, 192, 96)  # Six groups for four devices.
     x, values, scale = split(mesh, spec, COLUMNS)
     with jax.set_mesh(mesh):
-        got = jax.jit(functools.partial(quantized_matmul, axes=SUMS))(x, values, scale)
-    np.testing.assert_allclose(got, quantized_matmul(*spec.arguments()), atol=3e-6)
+        got = jax.jit(functools.partial(matmul, axes=SUMS))(x, values, scale)
+    np.testing.assert_allclose(got, matmul(*spec.arguments()), atol=3e-6)
 
 
 CONFIG = TransformerConfig(
@@ -81,5 +81,5 @@ def test_a_model_scores_alike(mesh, name: str, stacked: bool):
     tokens = np.arange(13) * 7 % 96
     forget()
     want, got = (Scorer(model, **sizes, placement=Placement(where))(tokens) for where in (None, mesh))
-    assert [choice.body for choice in bodies_used()["quantized_matmul"]] == ["xla"]
+    assert [choice.body for choice in bodies_used()["matmul"]] == ["xla"]
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt32
 
 from flexjax.kernels import native
-from flexjax.kernels.quantized_matmul.packed import Packed
+from flexjax.kernels.matmul.packed import Packed
 
 TARGET = "flexjax_packed_matmul"
 READ = "flexjax_read_memory"

@@ -12,8 +12,8 @@ from bodies import beside_the_formula, on_a_gpu
 from described import GPUS, check_fits, compiled, triton_kernels
 
 from flexjax.hardware import program
-from flexjax.kernels.quantized_matmul import quantized_matmul
-from flexjax.kernels.quantized_matmul.arg_specs import ARG_SPECS, GROUP, INT4, INT8, INT8_ROWS, ArgSpec
+from flexjax.kernels.matmul import matmul
+from flexjax.kernels.matmul.arg_specs import ARG_SPECS, GROUP, INT4, INT8, INT8_ROWS, ArgSpec
 
 jax_triton = pytest.importorskip("jax_triton", reason="jax-triton is not installed (extra cuda)")
 
@@ -35,7 +35,7 @@ def test_values_by_the_interpreter():
 @pytest.mark.parametrize("name", [n for n, s in ARG_SPECS.items() if s.weight_dtype == "int8" or n == "int4_decode_16"])
 def test_values_on_a_gpu(name: str):
     spec = ARG_SPECS[name]
-    ((got, want),) = beside_the_formula(quantized_matmul, spec)
+    ((got, want),) = beside_the_formula(matmul, spec)
     np.testing.assert_allclose(got, want, atol=2e-6 * spec.D**0.5)
 
 
@@ -46,13 +46,13 @@ def test_values_on_a_gpu(name: str):
     ids=["int8", "int4", "int4_64_rows", "int8_rows"],
 )
 def test_compiles_into_registers_and_shared_memory(chip: str, spec: ArgSpec, monkeypatch: pytest.MonkeyPatch):
-    call = functools.partial(quantized_matmul, **spec.options)
+    call = functools.partial(matmul, **spec.options)
     check_fits(triton_kernels(monkeypatch, chip, call, *abstract(spec)), chip, ["_multiply"])
 
 
 def test_int4_are_not_copied_before_they_are_read():
     spec = INT4(8, 4096, 6144)
-    text = compiled("h100", quantized_matmul, *abstract(spec)).as_text()
+    text = compiled("h100", matmul, *abstract(spec)).as_text()
     assert text is not None
     kernel, *others = sorted(program.read(text).ops, key=lambda op: -op.hbm_bytes)
     assert kernel.opcode == "kernel"
@@ -62,5 +62,5 @@ def test_int4_are_not_copied_before_they_are_read():
 def test_float8_is_refused_where_a_gpu_has_none():
     spec = FLOAT8(8, 256, 128)
     with pytest.raises(NotImplementedError, match="compute capability 8.0 has no float8"):
-        compiled("a100", functools.partial(quantized_matmul, body="triton_gpu"), *abstract(spec))
-    compiled("h100", functools.partial(quantized_matmul, body="triton_gpu"), *abstract(spec))
+        compiled("a100", functools.partial(matmul, body="triton_gpu"), *abstract(spec))
+    compiled("h100", functools.partial(matmul, body="triton_gpu"), *abstract(spec))

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from flexjax.kernels import registry
-from flexjax.kernels.quantized_matmul import base, cpu, pallas_tpu, xla
-from flexjax.kernels.quantized_matmul.over_mesh import over_mesh
-from flexjax.kernels.quantized_matmul.packed import Packed
+from flexjax.kernels.matmul import base, cpu, pallas_tpu, xla
+from flexjax.kernels.matmul.over_mesh import over_mesh
+from flexjax.kernels.matmul.packed import Packed
 
-OP = "quantized_matmul"
+OP = "matmul"
 BODIES = {
-    "base": base.quantized_matmul,
-    "xla": xla.quantized_matmul,
-    "pallas_tpu": pallas_tpu.quantized_matmul,
-    "triton_gpu": registry.on_demand("flexjax.kernels.quantized_matmul.triton_gpu", OP, "jax_triton", extra="cuda"),
+    "base": base.matmul,
+    "xla": xla.matmul,
+    "pallas_tpu": pallas_tpu.matmul,
+    "triton_gpu": registry.on_demand("flexjax.kernels.matmul.triton_gpu", OP, "jax_triton", extra="cuda"),
 }
 # `base` is the formula to test against: it widens every operand to float32.
 ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("triton_gpu", "xla")}
@@ -25,7 +25,7 @@ ANYWHERE = ("xla",)
 WEIGHT_DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8", "int4")
 
 
-def quantized_matmul(
+def matmul(
     x: Float[Array, "T D"],
     values: Shaped[Array, "*L D F"],
     scale: Float[Array, "..."] | None,
