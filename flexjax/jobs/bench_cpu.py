@@ -1,7 +1,6 @@
 """Decodes and prefills on this CPU through the engine, against what its memory and its products allow."""
 
 import dataclasses
-import datetime
 import gc
 import statistics
 import tempfile
@@ -18,13 +17,12 @@ from rich.table import Table
 
 from flexjax import kernels
 from flexjax.bench import Resident, resident
-from flexjax.config import to_config_dict
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.families import Family, find_family
 from flexjax.lab import bare_read, peaks
 from flexjax.model import CausalLM
 from flexjax.progress import Progress
-from flexjax.records import Record, environment, store, to_json
+from flexjax.records import JobRecord, environment, to_json
 from flexjax.refusal import Refusal
 
 VERSION = "1"  # Of what the columns mean.
@@ -91,8 +89,7 @@ class Result:
 def run(config: Config, workdir: Path) -> int:
     if jax.default_backend() != "cpu":
         raise Refusal(f"bench_cpu times a CPU, and this process runs on {jax.default_backend()}: JAX_PLATFORMS=cpu.")
-    store.prepare(workdir / "results.parquet")
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = JobRecord.begin("cpu", VERSION, config, workdir)
     kernels.forget()
     console = Console()
     groups = (
@@ -107,9 +104,8 @@ def run(config: Config, workdir: Path) -> int:
     _print(console, results)
     used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
     console.print(f"Bodies: {used}", markup=False)
-    record = _record(config, results, used, began, progress.fault)
-    store.write_json(workdir / "record.json", [record])
-    store.append(workdir / "results.parquet", [record])
+    columns = {**_columns(results), "technique.kernels_json": to_json(used)}
+    record.keep(columns, kind="measured", fault=progress.fault)
     progress.close()
     return 0
 
@@ -312,18 +308,11 @@ def _print(console: Console, results: Sequence[Result]) -> None:
     console.print(table)
 
 
-def _record(config: Config, results: Sequence[Result], used: Any, began: str, fault: str) -> Record:
+def _columns(results: Sequence[Result]) -> dict[str, float]:
     columns: dict[str, float] = {}
     for r in results:
         columns[r.column] = r.value
         columns[f"{r.column}_spread"] = r.spread
         if r.of_limit is not None:
             columns[f"{r.column}_of_limit"] = r.of_limit
-    return Record.of(
-        {
-            **environment.of_job("cpu", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
-            **columns,
-            "metrics.kind": "measured",
-            "technique.kernels_json": to_json(used),
-        }
-    )
+    return columns

@@ -1,7 +1,6 @@
 """Times every body of every op against the op's own limit: its bytes or its operations, as this machine does them."""
 
 import dataclasses
-import datetime
 import importlib
 import itertools
 import re
@@ -12,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import files, kernels
-from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.kernels import Case, can_serve
 from flexjax.lab import Limits, Loop, Probe, Reading, limits, measure
 from flexjax.progress import Progress
-from flexjax.records import Record, environment, store, to_json
+from flexjax.records import JobRecord, environment
 from flexjax.refusal import Refusal
 
 VERSION = "2"  # Of what the columns mean: the limit is the best of XLA's and our own rates.
@@ -64,8 +62,7 @@ def timed_ops() -> list[str]:
 
 
 def run(config: Config, workdir: Path) -> int:
-    store.prepare(workdir / "results.parquet")
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = JobRecord.begin("kernels", VERSION, config, workdir)
     console = Console()
     cases = [case for op in config.ops or timed_ops() for case in _cases(op) if config.shapes in case.shape]
     if not cases:
@@ -103,9 +100,7 @@ def run(config: Config, workdir: Path) -> int:
         names = ", ".join(shape for _, shape in group)
         console.print(f"• {op}: too large to be timed here (over {config.most_s:g} s a step): {names}.", markup=False)
     _write(workdir / "kernels.csv", results)
-    record = _record(config, results, machine, began, progress.fault)
-    store.write_json(workdir / "record.json", [record])
-    store.append(workdir / "results.parquet", [record])
+    record.keep(_columns(results, machine), kind="measured", fault=progress.fault)
     progress.close()
     return 0
 
@@ -156,17 +151,11 @@ def _write(path: Path, results: Sequence[Result]) -> None:
     files.write_csv(path, names, rows)
 
 
-def _record(config: Config, results: Sequence[Result], machine: Limits, began: str, fault: str) -> Record:
+def _columns(results: Sequence[Result], machine: Limits) -> dict[str, float]:
     columns: dict[str, float] = {f"metrics.read_{mib}_mib_gb_per_s": rate / 1e9 for mib, rate in machine.read.items()}
     columns |= {f"metrics.matmul_{dtype}_gop_per_s": rate / 1e9 for dtype, rate in machine.products.items()}
     for r in results:
         name = re.sub("[^a-z0-9]+", "_", f"{r.case.op}_{r.case.shape}_{r.case.body}".lower())
         columns[f"metrics.{name}_us"] = 1e6 * r.reading.median
         columns[f"metrics.{name}_of_limit"] = r.of_limit
-    return Record.of(
-        {
-            **environment.of_job("kernels", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
-            **columns,
-            "metrics.kind": "measured",
-        }
-    )
+    return columns

@@ -1,7 +1,6 @@
 """Measures what this machine reaches: matrix products by dtype, memory, collectives, dispatch."""
 
 import dataclasses
-import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import files
-from flexjax.config import to_config_dict
 from flexjax.hardware import chips
 from flexjax.lab import Reading, collectives, dispatch, matmuls, measure, memory
 from flexjax.progress import Progress
-from flexjax.records import Record, environment, store, to_json
+from flexjax.records import JobRecord, environment
 from flexjax.refusal import Refusal
 
 VERSION = "1"  # Of what the columns mean.
@@ -41,8 +39,7 @@ class Config:
 
 
 def run(config: Config, workdir: Path) -> int:
-    store.prepare(workdir / "results.parquet")
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = JobRecord.begin("micro", VERSION, config, workdir)
     running = chips.detect()
     dtypes = config.dtypes or tuple(running.chip.peak if running.chip else ()) or DTYPES
     groups = {
@@ -67,9 +64,7 @@ def run(config: Config, workdir: Path) -> int:
     for line in _short_of_goal(readings["Matrix products"], running):
         console.print(f"• {line}", style="yellow", markup=False)
     _write(workdir / "micro.csv", readings, running)
-    record = _record(config, readings, began, progress.fault)
-    store.write_json(workdir / "record.json", [record])
-    store.append(workdir / "results.parquet", [record])
+    record.keep(_columns(readings), kind="measured", fault=progress.fault)
     progress.close()
     return 0
 
@@ -142,7 +137,7 @@ def _write(path: Path, readings: dict[str, list[Reading]], running: chips.Runnin
     files.write_csv(path, header, rows)
 
 
-def _record(config: Config, readings: dict[str, list[Reading]], began: str, fault: str) -> Record:
+def _columns(readings: dict[str, list[Reading]]) -> dict[str, float]:
     columns = {}
     units = {"Matrix products": "gop_per_s", "Dispatch": "us"}
     for name, group in readings.items():
@@ -151,10 +146,4 @@ def _record(config: Config, readings: dict[str, list[Reading]], began: str, faul
             what = re.sub("[^a-z0-9]+", "_", r.probe.name.lower())
             column = f"metrics.{'matmul_' if name == 'Matrix products' else ''}{what}"
             columns[f"{column}_{unit}"] = 1e6 * r.median if name == "Dispatch" else r.rate / 1e9
-    return Record.of(
-        {
-            **environment.of_job("micro", VERSION, to_json(to_config_dict(config).to_dict()), began, fault),
-            **columns,
-            "metrics.kind": "measured",
-        }
-    )
+    return columns

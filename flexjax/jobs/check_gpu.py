@@ -1,7 +1,7 @@
 """Checks the values of every kernel on this GPU, and times them against what it copies and multiplies at most."""
 
 import dataclasses
-import datetime
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,14 @@ from flexjax import lab
 from flexjax.kernels import registry
 from flexjax.lab import Apart, Failed, Item, Machine, Outcome, Row, Sheet, TookTooLong
 from flexjax.progress import Progress
-from flexjax.records import environment
+from flexjax.records import JobRecord, Value, environment
 from flexjax.refusal import Refusal
 
 # Of the process that runs the kernels: this one keeps nothing on the GPU, and a new one can begin while the memory of
 # the last one is still given back.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
+VERSION = "1"  # Of what the columns mean.
 PACKAGES = ("jax", "jax-triton", "triton", "nvidia-cudnn-cu13", "tokamax")
 PROCESSES = "one"  # The kernels run in processes of their own, to which the GPU must be free.
 
@@ -52,10 +53,11 @@ def run(config: Config, workdir: Path) -> int:
     if registry.platform() != "gpu":
         console.print(f"check_gpu needs an NVIDIA GPU; JAX runs on {registry.platform()} here.")
         return 2
+    record = JobRecord.begin("check_gpu", VERSION, config, workdir)
     ends = time.monotonic() + config.limit_s
     todo = lab.plan(config.ops or lab.gpu_ops(), config.parts)
     rows: list[Row] = []
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    date = record.began.partition("T")[0]
     software = ", ".join(f"{name} {environment.version(name) or 'absent'}" for name in PACKAGES)
     console.print(f"{date}, {software}", markup=False)
     with Sheet(workdir / "gpu.csv", date, software) as sheet, Apart(lab.healthy, ENVIRONMENT) as apart:
@@ -67,9 +69,28 @@ def run(config: Config, workdir: Path) -> int:
                 console.print(_line(row, machine), style=_style(row, machine), markup=False, soft_wrap=True)
     _print(console, rows, machine)
     console.print(f"Figures in {workdir / 'gpu.csv'}.", style="dim", markup=False)
+    record.keep(_columns(rows, machine), kind="measured", fault=progress.fault)
     progress.close()
     ours = [row for row in rows if row.body == lab.BODY]
     return 1 if any(row.outcome in ("wrong", "failed") for row in ours) else 0
+
+
+def _columns(rows: Sequence[Row], machine: Machine | None) -> dict[str, Value]:
+    """The machine's limits, the time of each body and its shares of them, and the error of each value."""
+    columns: dict[str, Value] = {}
+    if machine is not None:
+        columns["metrics.copy_gb_per_s"] = machine.copies / 1e9
+        columns["metrics.matmul_bfloat16_gop_per_s"] = machine.products / 1e9
+    for row in rows:
+        name = re.sub("[^a-z0-9]+", "_", f"{row.op}_{row.shape}_{row.body}".lower())
+        if row.what == "value":
+            columns[f"metrics.{name}_error"] = row.error
+        else:
+            columns[f"metrics.{name}_us"] = None if row.median_s is None else 1e6 * row.median_s
+            columns |= {f"metrics.{name}_of_{limit}": share for limit, share in row.shares(machine).items()}
+        if row.outcome != "ok":
+            columns[f"metrics.{name}_{row.what}_outcome"] = row.outcome
+    return columns
 
 
 def _machine(apart: Apart, config: Config, console: Console) -> Machine | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -33,8 +34,10 @@ from flexjax.data import open_tokenizer
 from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache, contention
 from flexjax.progress import Progress
+from flexjax.records import JobRecord, Value
 from flexjax.refusal import Refusal
 
+VERSION = "1"  # Of what the columns mean.
 _HELD = 17 / 20  # Of 95 % intervals; with 20 of them fewer than 17 hold 1 once in 63 tries if the method is right.
 _WORDS = {True: "holds", False: "FAILS", None: ""}
 _OFFLINE, _SERVER = ("Offline", "output_tokens_per_s"), ("Server", "ttft_p50_ms")
@@ -82,6 +85,7 @@ class Finding:
 
 def run(config: Config, workdir: Path) -> int:
     """Exit status: 0 when every property holds, else 1. Leaves `findings.csv` and `comparisons.csv` in `workdir`."""
+    record = JobRecord.begin("check_method", VERSION, config, workdir)
     compile_cache.enable()
     items = build_workload(
         config.workload, open_tokenizer(shipped.model(config.model)), config.engine.max_model_len or 0
@@ -98,6 +102,8 @@ def run(config: Config, workdir: Path) -> int:
             check.all(progress)
         findings = check.findings()  # Also of a check that was interrupted.
         check.write(findings)
+        if findings:
+            record.keep(_columns(findings), kind="measured", fault=progress.fault)
         progress.close()
     return 1 if any(finding.holds is False for finding in findings) else 0
 
@@ -254,6 +260,11 @@ class _Check:
         rate = self.config.of_offline * rate_per_s
         scenario = Scenario("Server", queries, window_s, rate_per_s=rate, limits=Limits(2000.0, 100.0))
         return ab.Load(self.items, dict.fromkeys(_SIDES, scenario))
+
+
+def _columns(findings: Sequence[Finding]) -> dict[str, Value]:
+    name = lambda what: re.sub("[^a-z0-9]+", "_", what.lower()).strip("_")
+    return {f"metrics.{name(f.what)}": f.seen if f.holds is None else f.holds for f in findings}
 
 
 def _of(runs: Sequence[SideRun], sides: Sequence[str], scenario: str, measure: str) -> Comparison:

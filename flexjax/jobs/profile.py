@@ -14,7 +14,10 @@ from flexjax import files
 from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine, seconds_a_step
 from flexjax.hardware import compile_cache
 from flexjax.progress import Progress
+from flexjax.records import JobRecord, Value
 from flexjax.refusal import Refusal
+
+VERSION = "1"  # Of what the columns mean.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Round:
 
 
 def run(config: Config, workdir: Path) -> int:
+    record = JobRecord.begin("profile", VERSION, config, workdir)
     compile_cache.enable()
     loaded = load_engine(config.model, config.engine)
     rounds: list[Round] = []
@@ -60,6 +64,7 @@ def run(config: Config, workdir: Path) -> int:
     if rounds:
         _write(rounds, workdir / "profile.csv")
         _print(rounds, config)
+        record.keep(_columns(rounds, config), kind="measured", fault=progress.fault)
     progress.close()
     return 0
 
@@ -97,6 +102,17 @@ def _engine_round(engine: Engine, prompts: list[tuple[int, ...]], config: Config
 def _write(rounds: list[Round], path: Path) -> None:
     header = ("device_ms", "engine_ms", "busy_host_ms", "overhead")
     files.write_csv(path, header, [(r.device_ms, r.engine_ms, r.busy_host_ms, r.overhead) for r in rounds])
+
+
+def _columns(rounds: list[Round], config: Config) -> dict[str, Value]:
+    median = lambda name: statistics.median(getattr(one, name) for one in rounds)
+    return {
+        "model.name": Path(config.model).name,
+        "metrics.device_step_ms": median("device_ms"),
+        "metrics.engine_step_ms": median("engine_ms"),
+        "metrics.host_busy_step_ms": median("busy_host_ms"),
+        "metrics.host_overhead_share": median("overhead"),
+    }
 
 
 def _print(rounds: list[Round], config: Config) -> None:

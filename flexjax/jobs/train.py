@@ -23,10 +23,12 @@ from flexjax.data import (
 )
 from flexjax.families import Family, find_family
 from flexjax.hardware.mesh import MeshConfig, make_mesh
+from flexjax.records import JobRecord, Value
 from flexjax.refusal import Refusal
-from flexjax.train import LoopConfig, OptimizerConfig, Trainer, TrainProgram, is_first, plot_loss
+from flexjax.train import LoopConfig, OptimizerConfig, Trainer, TrainProgram, is_first, plot_loss, read_log
 
 PROCESSES = "every"
+VERSION = "1"  # Of what the columns mean.
 
 
 def _llama_6x256() -> dict[str, Any]:
@@ -66,6 +68,7 @@ def run(config: Config, workdir: Path) -> int:
     """
     for folder, what in ((workdir, "The workdir"), (workdir / "model", "The folder of the model")):
         files.make_folder(folder, what)
+    record = JobRecord.begin("train", VERSION, config, workdir) if is_first() else None
     mesh = mesh_of(config.mesh)
     family = _family(config)
     documents = corpus.train_documents()
@@ -106,8 +109,25 @@ def run(config: Config, workdir: Path) -> int:
     if trainer.state.step == config.loop.steps:
         export(trainer)  # The run before may have been killed between its last state and the export.
     trainer.run(on_checkpoint=export)
+    if record is not None:
+        record.keep(_columns(workdir / "loss.csv", config, size), kind="measured")
     say(f"{workdir}: model/ (bfloat16, Hugging Face layout), loss.csv, loss.png, checkpoints/")
     return 0
+
+
+def _columns(log: Path, config: Config, parameters: int) -> dict[str, Value]:
+    """Of the whole training, also where it was resumed."""
+    last = read_log(log)[-1]
+    return {
+        "model.name": log.parent.name,
+        "model.architecture": config.model["architectures"][0],
+        "model.parameters": parameters,
+        "metrics.steps": last["step"],
+        "metrics.tokens": last["tokens"],
+        "metrics.loss_nats_per_token": last["loss"],
+        "metrics.train_s": last["train_s"],
+        "metrics.tokens_per_s": last["tokens"] / last["train_s"] if last["train_s"] else None,
+    }
 
 
 def mesh_of(config: MeshConfig) -> Mesh:

@@ -17,7 +17,7 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import chips, compile_cache, xla_flags
 from flexjax.lab import CompiledKernel, Cost, Evaluator, MeasuredKernel, tuning_of
 from flexjax.progress import Progress
-from flexjax.records import environment
+from flexjax.records import JobRecord, Value, environment, to_json
 from flexjax.refusal import Refusal
 from flexjax.tune import (
     AGAIN,
@@ -34,6 +34,8 @@ from flexjax.tune import (
     set_file,
 )
 from flexjax.virtual import Target, abstract_model, program_for
+
+VERSION = "1"  # Of what the columns mean.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Config:
 def run(config: Config, workdir: Path) -> int:
     """Writes `<purpose>.txt` (the set, with its evidence) and `trials.csv`; 0 also where nothing pays."""
     console = Console(highlight=False)
+    record = JobRecord.begin("tune_flags", VERSION, config, workdir)
     if config.evaluate == "measured":
         compile_cache.enable()  # What is compiled for chips that are not here cannot be loaded again.
     factors = [Factor(*factor) for factor in config.factors] or _blocks(config.kernel)
@@ -109,7 +112,26 @@ def run(config: Config, workdir: Path) -> int:
     files.write_text(path, set_file(finding, factors, evaluator, what=_what(config), where=where, date=today))
     xla_flags.parse(path.read_text(), str(path))  # The launcher must be able to read it.
     _print(console, config, finding, evaluator, path)
+    record.keep(_columns(config, finding, evaluator), kind=evaluator.kind)
     return 0
+
+
+def _columns(config: Config, finding: Finding, evaluator: Evaluator) -> dict[str, Value]:
+    """What was found against the defaults; where nothing pays, the defaults."""
+    cost = finding.cost
+    tried = [trial.cost for trial in finding.trials if trial.cost]
+    unit = {"ms a step": "step_ms", "µs a call": "call_us"}[evaluator.unit]
+    return {
+        "model.name": Path(config.model).name or None,
+        "technique.kernel": config.kernel or None,
+        "technique.flags_json": to_json(finding.best),
+        "metrics.trials": len(finding.trials),
+        f"metrics.default_{unit}": tried[0].default_value if tried else None,
+        f"metrics.tuned_{unit}": cost.value if cost else None,
+        "metrics.tuned_ratio": cost.ratio if cost else 1.0,
+        "metrics.tuned_ratio_low": cost.low if cost else None,
+        "metrics.tuned_ratio_high": cost.high if cost else None,
+    }
 
 
 def _what(config: Config) -> str:

@@ -7,6 +7,7 @@ does with one on a mesh, `loop` repeats it, `checkpoint` makes a kill harmless, 
 
 from flexjax.train.loop import Trainer as Trainer
 from flexjax.train.loop import is_first as is_first
+from flexjax.train.loop import read_log as read_log
 from flexjax.train.optimizer import OptimizerConfig as OptimizerConfig
 from flexjax.train.plot import plot_loss as plot_loss
 from flexjax.train.step import LoopConfig as LoopConfig

@@ -6,6 +6,7 @@ from flexjax import lab
 from flexjax.jobs import check_gpu
 from flexjax.jobs.check_gpu import Config
 from flexjax.lab import BODY, Failed, Item, Machine, Row, TookTooLong, healthy
+from flexjax.records import store
 
 OP, SHAPE = "matmul", "llama3_8b_int8_decode_8"
 TIMES = Item("times", OP, SHAPE, (BODY, "xla", "tokamax_triton"))
@@ -69,7 +70,7 @@ def ran(tmp_path, monkeypatch):
         here = Here(answers)
         monkeypatch.setattr(check_gpu.registry, "platform", lambda: "gpu")
         monkeypatch.setattr(check_gpu, "Apart", here)
-        monkeypatch.setattr(check, "plan", lambda ops, parts: plan)
+        monkeypatch.setattr(lab, "plan", lambda ops, parts: plan)
         status = check_gpu.run(Config(**options), tmp_path)
         with (tmp_path / "gpu.csv").open() as file:
             return status, list(csv.DictReader(file)), here.asked
@@ -77,7 +78,7 @@ def ran(tmp_path, monkeypatch):
     return run
 
 
-def test_goals_and_whether_they_are_met_are_printed_and_kept(ran, capsys):
+def test_goals_and_whether_they_are_met_are_printed_and_kept(ran, tmp_path, capsys):
     status, (ours, *others, value), _ = ran([TIMES, VALUE], {})
     assert status == 0
     assert (ours["body"], ours["goal"], ours["met"], ours["of_copies"]) == (BODY, "≥ 80% of copies", "True", "0.9")
@@ -87,6 +88,10 @@ def test_goals_and_whether_they_are_met_are_printed_and_kept(ran, capsys):
     printed = capsys.readouterr().out
     assert "1,000.0 µs, 90% of copies, 0% of products; ≥ 80% of copies: met" in printed
     assert "Goals: 1 met, 0 missed, 0 not known." in printed and "Values: 1 ok, 0 wrong" in printed
+    (record,) = store.read(tmp_path / "results.parquet")
+    name = f"metrics.{OP}_{SHAPE}_{BODY}"
+    assert (record.columns[f"{name}_us"], record.columns[f"{name}_of_copies"]) == pytest.approx((1000.0, 0.9))
+    assert record.columns[f"{name}_error"] == 0.01 and record.columns["metrics.copy_gb_per_s"] == 1000.0
 
 
 def test_a_goal_that_is_missed_is_no_failure(ran, capsys):
@@ -96,9 +101,11 @@ def test_a_goal_that_is_missed_is_no_failure(ran, capsys):
 
 
 @pytest.mark.parametrize("answer", ["wrong", Failed("its process died of SIGSEGV")])
-def test_a_wrong_or_failed_value_is_a_failure(ran, answer):
+def test_a_wrong_or_failed_value_is_a_failure(ran, tmp_path, answer):
     status, (row,), _ = ran([VALUE], {("value", *VALUE.bodies): answer})
     assert status == 1 and row["outcome"] in ("wrong", "failed")
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert record.columns[f"metrics.{OP}_{SHAPE}_{BODY}_value_outcome"] == row["outcome"]
 
 
 def test_where_one_body_ends_the_process_the_others_are_timed_alone(ran):

@@ -11,6 +11,7 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import compile_cache
 from flexjax.jobs import check_method
 from flexjax.jobs.check_method import Config
+from flexjax.records import store
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 
@@ -53,6 +54,8 @@ def test_a_large_slowdown_is_found_and_every_finding_is_told(config, tmp_path, c
     slowed = [row for row in read(tmp_path / "comparisons.csv") if row["sides"] == "slowed"]
     offline = [float(row["ratio"]) for row in slowed if row["measure"] == "output_tokens_per_s"]
     assert len(offline) == 1 and max(offline) < 0.7  # Each turn takes three times as long.
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert record.columns["metrics.sides_swapped"] is True
     assert status == (1 if any(row["holds"] == "False" for row in rows) else 0)
     printed = capsys.readouterr().out
     assert "[2/4] twice the queries" in printed and "told, not judged" in printed

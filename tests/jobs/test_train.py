@@ -23,6 +23,7 @@ from flexjax.data.corpus import Document
 from flexjax.hardware import distributed
 from flexjax.jobs import train
 from flexjax.launch import load, split
+from flexjax.records import store
 from flexjax.refusal import Refusal
 from flexjax.train import digests
 from flexjax.train.loop import read_log
@@ -69,7 +70,11 @@ def test_a_second_call_goes_on(config, tmp_path, capsys):
     train.run(half, tmp_path)
     train.run(config, tmp_path)
     assert "starting at step 4" in capsys.readouterr().out
-    assert read_log(tmp_path / "loss.csv")[-1]["step"] == 8
+    last = read_log(tmp_path / "loss.csv")[-1]
+    assert last["step"] == 8
+    first, second = (record.columns for record in store.read(tmp_path / "results.parquet"))
+    assert (first["metrics.steps"], second["metrics.steps"]) == (4, 8)
+    assert second["metrics.loss_nats_per_token"] == last["loss"] and second["model.architecture"] == "LlamaForCausalLM"
 
 
 def test_a_finished_run_exports_what_a_kill_prevented(config, tmp_path):

@@ -12,6 +12,7 @@ from flexjax.engine import EngineConfig
 from flexjax.hardware import flag_check, xla_flags
 from flexjax.jobs import tune_flags
 from flexjax.lab import Cost
+from flexjax.records import store
 from flexjax.tune import MeasuredStep
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden" / "llama3"
@@ -57,6 +58,10 @@ def test_what_pays_becomes_a_set_that_the_compiler_takes(tmp_path, monkeypatch, 
     assert str(flags) == "--xla_cpu_prefer_vector_width=512"
     assert flag_check.refused(flags) == {}
     assert "1 → 0.8 ms a step: 0.800 of the time (0.790–0.810)" in capsys.readouterr().out
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert record.columns["technique.flags_json"] == '{"xla_cpu_prefer_vector_width": 512}'
+    assert (record.columns["metrics.default_step_ms"], record.columns["metrics.tuned_step_ms"]) == (1.0, 0.8)
+    assert record.columns["metrics.tuned_ratio"] == 0.8 and record.columns["metrics.kind"] == "measured"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,9 @@ def test_a_kernel_is_searched_by_its_own_block_sizes(tmp_path, monkeypatch):
     assert "# The kernels of ragged_paged_attention, llama3_8b_of_4." in text and "alone takes 40.5 µs" in text
     assert "# The defaults: 41 µs a call." in text and xla_flags.parse(text, "blocks") == ()
     assert "ragged_paged_attention.pallas_tpu.BLOCK_KV=4096: 1.000" in text
+    (record,) = store.read(tmp_path / "results.parquet")
+    assert (record.columns["metrics.default_call_us"], record.columns["metrics.tuned_ratio"]) == (41.0, 1.0)
+    assert record.columns["metrics.kind"] == "compiled" and "metrics.tuned_call_us" not in record.columns
 
 
 def test_a_kernel_is_measured_on_a_tpu_and_nowhere_else(tmp_path, monkeypatch):
