@@ -8,8 +8,7 @@ import jax
 
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
-from flexjax.engine import Engine, EngineConfig, Request
-from flexjax.engine.processes import Replicas, load_engine
+from flexjax.engine import EngineConfig, Request, ServesModel, load_engine
 from flexjax.hardware import xla_flags
 from flexjax.quantize import cache_dtypes, weight_dtypes
 
@@ -21,10 +20,10 @@ class EngineTarget:
         self.name = name
         self.config = config
         self._directory = Path(directory)
-        self._engine: Engine | Replicas | None = None
+        self._engine: ServesModel | None = None
 
     @property
-    def engine(self) -> Engine | Replicas:
+    def engine(self) -> ServesModel:
         assert self._engine is not None, "the target has not been started"
         return self._engine
 
@@ -33,8 +32,7 @@ class EngineTarget:
         engine = self._engine = load_engine(self._directory, self.config)
         engine.start()
         # Other processes compile at the same time as this one.
-        here = engine.here if isinstance(engine, Replicas) else (engine,)
-        compile_s = sum(one.stats.compile_seconds for one in here)
+        compile_s = sum(one.stats.compile_seconds for one in engine.here)
         return StartUp(load_s=time.perf_counter() - began - compile_s, compile_s=compile_s)
 
     def submit(self, request: Request) -> None:

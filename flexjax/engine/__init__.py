@@ -5,6 +5,8 @@ from flexjax.engine.engine import Engine as Engine
 from flexjax.engine.llm import LLM as LLM
 from flexjax.engine.processes.replicas import Replicas as Replicas
 from flexjax.engine.processes.replicas import load_engine as load_engine
+from flexjax.engine.protocol import ServesModel as ServesModel
+from flexjax.engine.protocol import TakesRequests as TakesRequests
 from flexjax.engine.rehearsal import seconds_a_step as seconds_a_step
 from flexjax.engine.request import CompletionOutput as CompletionOutput
 from flexjax.engine.request import FinishReason as FinishReason

@@ -76,6 +76,7 @@ class Engine:
         model = suited(model, jax.default_backend(), release=True)
         model = packed(model, config, self.placement.mesh, release=release)
         self.config = config
+        self.meeting = None  # Of several processes, whose face is `Replicas`.
         self.model_config = model.config
         self.vocabulary = vocabulary
         self.max_model_len = context_limit(config, model)
@@ -287,6 +288,11 @@ class Engine:
     def runners(self) -> tuple[StepRunner, ...]:
         """One: this engine's."""
         return (self.runner,)
+
+    @property
+    def here(self) -> tuple["Engine", ...]:
+        """This one."""
+        return (self,)
 
     def holds(self, request_id: str) -> bool:
         """Whether a request of that id is open."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from flexjax.engine.chat import Message, conversations
 from flexjax.engine.config import EngineConfig
-from flexjax.engine.engine import Engine
-from flexjax.engine.processes.replicas import Replicas, load_engine
+from flexjax.engine.processes.replicas import load_engine
+from flexjax.engine.protocol import ServesModel
 from flexjax.engine.request import CompletionOutput, QueueFull, Request, RequestOutput, SamplingParams, TokenEvent
 from flexjax.hardware import compile_cache, platforms
 from flexjax.hardware.mesh import MeshConfig
@@ -43,9 +43,9 @@ class LLM:
     >>> llm.generate(["def mean(values):"], SamplingParams(temperature=0, max_tokens=32))[0].outputs[0].text
     """
 
-    def __init__(self, engine: Engine | Replicas):
+    def __init__(self, engine: ServesModel):
         self.engine = engine
-        self._meeting = engine.meeting if isinstance(engine, Replicas) else None
+        self._meeting = engine.meeting
 
     @classmethod
     def load(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexjax import files
-from flexjax.engine import Engine, EngineConfig, Replicas, Request, SamplingParams, load_engine, seconds_a_step
+from flexjax.engine import Engine, EngineConfig, Request, SamplingParams, load_engine, seconds_a_step
 from flexjax.hardware import compile_cache
 from flexjax.progress import Progress
 from flexjax.records import JobRecord, Value
@@ -54,7 +54,7 @@ def run(config: Config, workdir: Path) -> int:
     rounds: list[Round] = []
     with contextlib.ExitStack() as stack:
         stack.callback(loaded.stop)
-        (engine,) = loaded.here if isinstance(loaded, Replicas) else (loaded,)
+        (engine,) = loaded.here
         progress = stack.enter_context(Progress(config.rounds + 1))
         for i, one in enumerate(_measured(engine, config)):
             if i:  # The first warms up.

@@ -77,9 +77,9 @@ class Remote:
         return len(self._running)
 
     @property
-    def runner(self) -> StepRunner:
+    def runners(self) -> tuple[StepRunner, ...]:
         """Of a replica that is here, and alike."""
-        return self._like.runner
+        return self._like.runners
 
     @property
     def stats(self) -> EngineStats:

@@ -18,6 +18,7 @@ from flexjax.engine.processes.lockstep import Followers, follow, watch
 from flexjax.engine.processes.meeting import Meeting
 from flexjax.engine.processes.post import Post
 from flexjax.engine.processes.remote import Remote, serve
+from flexjax.engine.protocol import ServesModel, TakesRequests
 from flexjax.engine.request import QueueFull, Request
 from flexjax.engine.stats import SUMS, EngineStats
 from flexjax.hardware.mesh import make_mesh, replicas
@@ -28,7 +29,7 @@ _LOADED = "loaded"
 
 def load_engine(
     directory: str | Path, config: EngineConfig | None = None, devices: Sequence[Any] | None = None
-) -> "Engine | Replicas":
+) -> ServesModel:
     """The engine of a Hugging Face model directory on `config.mesh` over `devices` (default: all of them), or
     `Replicas` of it where the mesh has a `data` axis or is spread over processes: then every process makes this call,
     and process 0 takes the requests."""
@@ -54,7 +55,7 @@ class Replicas:
     several processes there is a `meeting`.
     """
 
-    def __init__(self, engines: "Sequence[Engine | Remote]", meeting: Meeting | None = None):
+    def __init__(self, engines: Sequence[TakesRequests], meeting: Meeting | None = None):
         self.engines, self.meeting = tuple(engines), meeting
         first = self._first = self.here[0]
         self.config, self.vocabulary, self.placement = first.config, first.vocabulary, first.placement
@@ -113,7 +114,7 @@ class Replicas:
     @property
     def runners(self) -> tuple[StepRunner, ...]:
         """One a replica; that of the first one here, which is like all others."""
-        return tuple(engine.runner for engine in self.engines)
+        return tuple(runner for engine in self.engines for runner in engine.runners)
 
     @property
     def failure(self) -> BaseException | None:
