@@ -1,4 +1,4 @@
-"""What callers of an engine rely on, whichever it is: one, several that look like one, or one led by another process."""
+"""What callers of an engine rely on: of one, of several that look like one, of one that another process leads."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ class TakesRequests(Protocol):
         ...
 
     def submit(self, request: Request) -> None:
-        """Takes a request in; its listener is told of every token. Refusal for a bad one, QueueFull for one too many."""
+        """Takes a request; its listener is told of every token. Refusal for a bad one, QueueFull for one too many."""
         ...
 
     def cancel(self, request_id: str) -> None:
