@@ -7,13 +7,15 @@ L layers, P pages of one sequence.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from flexjax.refusal import Refusal
 
 Axes = tuple[str | None, ...]  # One logical name a dimension.
 # Puts one parameter, given with its logical axes, on the device or mesh.
@@ -68,19 +70,23 @@ class CacheLeaf:
         return size
 
 
-@runtime_checkable
-class CausalLM(Protocol):
-    """A flax NNX module that predicts the next token.
+class CausalLM(nnx.Module):
+    """Predicts the next token.
 
     `config` is a frozen dataclass with at least `vocab_size: int`, `max_position: int` (longest
     context in tokens), `num_layers: int` and `architecture: str` (the published class name).
+
+    A family gives the first five methods. The others are forms of the same model that serve or train it better; by
+    default a model has one form.
     """
 
     config: Any
+    rows_apart: bool = False  # A row's result does not depend on how many rows there are.
+    loops: bool = False  # Its layers run in a loop, over stacked weights.
 
     def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
         """Hidden states of every row, and the cache with this step's tokens written."""
-        ...
+        raise NotImplementedError
 
     def dense(
         self,
@@ -93,69 +99,58 @@ class CausalLM(Protocol):
         Without a cache, attention is causal over the T tokens. With one (`dense_cache_spec`),
         each token is written at its own position and sees all positions up to it.
         """
-        ...
+        raise NotImplementedError
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits, after the final soft-cap where the architecture has one."""
-        ...
+        raise NotImplementedError
 
     def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
         """The paged cache as a pytree of `CacheLeaf`; attention layers give one leaf each,
         `[num_pages, page_size, K, 2, H]` with keys at index 0 and values at 1 of the fourth axis, or one of all
         layers, `[L, num_pages, page_size, 2 K, H]`, which is the same in memory. For int8 and float8 a `ScaledPages`
         (flexjax.kernels.ragged_paged_attention) of three leaves stands in its place, for int4 an `Int4Pages` of two."""
-        ...
+        raise NotImplementedError
 
     def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> Any:
         """The cache of `dense` as a pytree of `CacheLeaf`, `[B, S, K, 2, H]` a layer."""
-        ...
+        raise NotImplementedError
 
+    @property
+    def rotary(self) -> Sequence[bool]:
+        """Of each layer that keeps keys: whether it turns channel i of a key with channel i + H / 2 by an angle that
+        grows with its position, so that either can become as large as both together."""
+        return ()
 
-@runtime_checkable
-class Stackable(Protocol):
-    """A `CausalLM` that has a second form, with repeating layers stacked and run in a loop."""
-
-    def stacked(self, *, release: bool = False, stages: int = 1, microbatches: int = 1) -> CausalLM:
-        """The same model so; its cache may then be one leaf with a leading "layers" axis. `release` frees the arrays
-        of the first form as they are stacked: never more than one stack is held twice.
+    def stacked(self, *, release: bool = False, stages: int = 1, microbatches: int = 1) -> "CausalLM":
+        """The same model with repeating layers stacked and run in a loop; its cache may then be one leaf with a leading
+        "layers" axis. `release` frees the arrays of this form as they are stacked: never more than one stack is held
+        twice.
 
         To train on a mesh with an axis `stage`, give its size, and into how many microbatches a batch is cut: a
         multiple of `stages`, of which every part must divide by data × fsdp (flexjax.hardware.pipeline).
         """
-        ...
+        if stages > 1:
+            raise Refusal(self._cannot("run in stages", "stacked", "mesh.stage=1"))
+        return self
 
-    def unstacked(self) -> CausalLM:
+    def unstacked(self) -> "CausalLM":
         """The same model with one array a layer."""
-        ...
+        return self
 
+    def recomputing(self) -> "CausalLM":
+        """The same model, over the same parameters, which in training keeps of each layer its input alone and computes
+        the rest again in the backward pass."""
+        raise Refusal(self._cannot("compute layers again", "recomputing", "loop.recompute_layers=False"))
 
-@runtime_checkable
-class Rotary(Protocol):
-    """A `CausalLM` that turns channel i of a key with channel i + H / 2 by an angle that grows with its position, so
-    that either can become as large as both together."""
+    def packed(self, *, activation_dtype: str | None = None, release: bool = False) -> "CausalLM":
+        """The same model with its projections copied into the form that the CPU's kernels stream; with
+        `activation_dtype` rows are rounded for the products with quantised ones. `release` frees the arrays of this
+        form as they are packed: never more than one layer or table is held twice."""
+        return self
 
-    rotary: Sequence[bool]  # One entry a layer: whether it turns its keys.
-
-
-@runtime_checkable
-class Recomputing(Protocol):
-    """A `CausalLM` whose layers can be computed again in the backward pass, in place of keeping their activations."""
-
-    def recomputing(self) -> CausalLM:
-        """The same model so, over the same parameters."""
-        ...
-
-
-@runtime_checkable
-class Packable(Protocol):
-    """A `CausalLM` that has a form for the CPU's kernels."""
-
-    def packed(self, *, activation_dtype: str | None = None, release: bool = False) -> CausalLM:
-        """The same model with its projections copied into the form that the kernels stream; with `activation_dtype`
-        rows are rounded for the products with quantised ones. `release` frees the arrays of the first form as they are
-        packed: never more than one layer or table is held twice. Its attribute `rows_apart` is True where a row's
-        result does not depend on how many there are."""
-        ...
+    def _cannot(self, what: str, method: str, way_out: str) -> str:
+        return f"{self.config.architecture} cannot {what}: its family does not offer `{method}`. Set {way_out}."
 
 
 def parameters(model: CausalLM) -> list[tuple[str, Axes, Any]]:

@@ -17,14 +17,23 @@ ARROWS = {
     "data": set(),
     "kernels": {"hardware"},
     "quantize": {"kernels", "hardware"},
-    "engine": {"data", "quantize", "kernels", "hardware"},  # Data: a tokenizer's files.
+    "nn": {"quantize", "kernels", "hardware"},
+    "engine": {"data", "nn", "quantize", "kernels", "hardware"},  # Data: a tokenizer's files.
     "lab": {"kernels", "hardware"},  # On a CPU its limits are what our own loops reach.
     "records": {"hardware"},
-    "train": {"data", "engine", "quantize", "kernels", "hardware"},
-    "bench": {"data", "engine", "quantize", "records", "kernels", "hardware"},  # Kernels: which bodies a side runs.
+    "train": {"data", "nn", "hardware"},
+    "bench": {
+        "data",
+        "engine",
+        "nn",
+        "quantize",
+        "records",
+        "kernels",
+        "hardware",
+    },  # Kernels: which bodies a side runs.
     "sweep": set(),
     "tune": {"lab", "engine", "quantize", "kernels", "hardware"},
-    "virtual": {"records", "train", "engine", "quantize", "kernels", "hardware"},
+    "virtual": {"records", "train", "engine", "nn", "quantize", "kernels", "hardware"},
     "jobs": {
         "bench",
         "data",
@@ -41,7 +50,7 @@ ARROWS = {
     },
     "processes": {"engine", "hardware"},
     "launch": {"processes", "jobs", "hardware"},
-    "models": {"quantize", "kernels", "hardware"},
+    "models": {"nn"},
 }
 
 # Tests of a whole room, which no one module mirrors.

@@ -10,7 +10,8 @@ from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine import EngineConfig, Request, ServesModel, load_engine
 from flexjax.hardware import xla_flags
-from flexjax.quantize import cache_dtypes, weight_dtypes
+from flexjax.nn import weight_dtypes
+from flexjax.quantize import cache_dtypes
 
 
 class EngineTarget:

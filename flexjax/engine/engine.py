@@ -42,7 +42,8 @@ from flexjax.hardware import memory
 from flexjax.hardware.mesh import make_mesh
 from flexjax.hardware.sharding import SERVING, place
 from flexjax.model import CausalLM
-from flexjax.quantize import quantize_weights, rounded
+from flexjax.nn import quantized, weight_dtypes
+from flexjax.quantize import FORMATS
 from flexjax.refusal import Refusal, Unsupported
 
 
@@ -64,15 +65,15 @@ class Engine:
         *,
         release: bool = False,
     ):
-        """Takes the model over: its weights may be quantised or laid out anew, and the old arrays given up.
+        """Takes the model over, whose weights are in `config.weight_dtype` already (`flexjax.nn.quantize_weights`);
+        they may be laid out anew, and the old arrays given up.
 
         `mesh` is by default that of `config.mesh`; its `data` axis must be 1 (`flexjax.engine.processes`). `release`
         frees arrays as they are packed on a CPU, where the model is else left as it was.
         """
         started = time.perf_counter()
         self.placement = _placement(config, mesh)
-        if config.weight_dtype is not None:
-            model = quantize_weights(model, config.weight_dtype)
+        _check_weights(model, config)
         model = suited(model, jax.default_backend(), release=True)
         model = packed(model, config, self.placement.mesh, release=release)
         self.config = config
@@ -126,7 +127,7 @@ class Engine:
         vocabulary = load_vocabulary(directory, vocab_size=family.config_from_hf(hf).vocab_size)
         options: dict[str, Any] = {} if mesh is None else {"place": place(mesh, SERVING)}
         if config.weight_dtype is not None:
-            options["convert"] = functools.partial(rounded, name=config.weight_dtype)
+            options["convert"] = functools.partial(quantized, name=config.weight_dtype)
         model = family.load(directory, dtype=jnp.dtype(config.dtype), **options)
         loaded = time.perf_counter() - started
         engine = cls(model, vocabulary, config, mesh, release=True)
@@ -497,6 +498,18 @@ def _logprobs(arrays: tuple[np.ndarray, np.ndarray], i: int, chunk: Chunk, count
     """The chosen token first, then the `count` most likely ones."""
     ids, values = (a[: chunk.samples, i, : 1 + count].tolist() for a in arrays)
     return [dict(zip(ids_, values_, strict=True)) for ids_, values_ in zip(ids, values, strict=True)]
+
+
+def _check_weights(model: CausalLM, config: EngineConfig) -> None:
+    """Refusal for a model in other weights than the config says."""
+    found = sorted(weight_dtypes(model) & FORMATS.keys())
+    if (config.weight_dtype in found) if config.weight_dtype else not found:
+        return
+    raise Refusal(
+        f"The model's weights must be what weight_dtype says, {config.weight_dtype}; they are in "
+        f"{', '.join(found) or 'no format of fewer bits'}. Load it with Engine.load, or call "
+        "flexjax.nn.quantize_weights(model, weight_dtype) first."
+    )
 
 
 def _placement(config: EngineConfig, mesh: Mesh | None) -> Placement:

@@ -22,7 +22,7 @@ def cache_scales(model: CausalLM, dtype: str, seen: np.ndarray, held_out: np.nda
     values (1) is divided.
 
     It is the least at which a channel still holds MARGIN times its largest number in the sequences `seen`, token ids
-    `[B, T]`. Where the model turns channels into each other by their position (`flexjax.model.Rotary`), the length
+    `[B, T]`. Where the model turns channels into each other by their position (`CausalLM.rotary`), the length
     of both together counts for each. All sequences stand at positions spread over the model's context. On a mesh this
     is called with that in use (`jax.set_mesh`).
 
@@ -37,7 +37,7 @@ def cache_scales(model: CausalLM, dtype: str, seen: np.ndarray, held_out: np.nda
     def observe(state, tokens, limits):
         model = nnx.merge(graph, state)
         found = [x for leaf in _keys_and_values(model, tokens, dtype) for x in leaf]
-        turned = getattr(model, "rotary", (False,) * len(found))
+        turned = model.rotary or (False,) * len(found)
         beyond = [jnp.sum(jnp.abs(x) > limit[None], axis=(0, 1, 3)) for x, limit in zip(found, limits, strict=True)]
         tops = [_largest(x, turns) for x, turns in zip(found, turned, strict=True)]
         whole = lambda x: constrain(x, (None,) * x.ndim, SERVING)

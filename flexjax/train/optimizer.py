@@ -55,7 +55,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """The optimiser for `params`, whose arrays of one axis (norms, biases), of a layer each, do not decay."""
+    """The optimiser for `params`, of which norms and biases do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -72,7 +72,8 @@ def _decays(parameter: Any) -> Any:
     if not _is_variable(parameter):
         return parameter.ndim >= 2
     stacked = parameter.get_metadata("axes")[:1] == ("layers",)
-    return parameter.replace(parameter.get_value().ndim - stacked >= 2)
+    own = dict(parameter.get_metadata("layer")) if stacked else parameter.get_metadata()
+    return parameter.replace(parameter.get_value().ndim - stacked >= 2 and not own.get("bias", False))
 
 
 def _is_variable(x: Any) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flexjax.engine.device import STACKED_BACKENDS
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
-from flexjax.model import CausalLM, Recomputing, Stackable, parameters
+from flexjax.model import CausalLM, parameters
+from flexjax.nn import STACKED_BACKENDS, Precision, set_precision
 from flexjax.refusal import Refusal
-from flexjax.train.bfloat16_projections import with_bfloat16_projections
 from flexjax.train.form import reformed
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class TrainProgram:
         self.update = make_optimizer(optimizer, loop.steps, params)
         self.params = self._abstract(params)
         self.optimizer = self._abstract(jax.eval_shape(self.update.init, params))
-        self._loops = in_loops(model, self.mesh)
+        self._loops = model.loops
         self.kept_as = (self.params, self.optimizer)
         if self._loops:
             self.kept_as = self._abstract(jax.eval_shape(self._unstack, self.kept_as))
@@ -147,7 +144,7 @@ class TrainProgram:
         return check(self.arrays, self.mesh, TRAINING)
 
     def _unstack(self, state: Any) -> Any:
-        return reformed(state, self.graph, lambda model: model.unstacked() if isinstance(model, Stackable) else model)
+        return reformed(state, self.graph, lambda model: model.unstacked())
 
     def _made(self, function: Callable[..., Any], like: Any) -> Callable[..., Any]:
         """`function` compiled for results placed, and put together, as `like`."""
@@ -193,9 +190,6 @@ class TrainProgram:
         def loss_of(params: Any, inputs: Array, targets: Array) -> Array:
             return cross_entropy(nnx.merge(self.graph, params), inputs, targets)
 
-        if self.loop.precision == "bfloat16":
-            loss_of = with_bfloat16_projections(loss_of)
-
         def step(params: Any, optimizer: Any, inputs: Array, targets: Array):
             loss, grads = jax.value_and_grad(loss_of)(params, inputs, targets)
             updates, optimizer = self.update.update(grads, optimizer, params)
@@ -204,35 +198,20 @@ class TrainProgram:
         return step
 
 
-def in_loops(model: CausalLM, mesh: Mesh) -> bool:
-    """Whether that mesh trains the model with its layers in a loop: where the compiler wants it, or in stages."""
-    wanted = mesh.devices.flat[0].platform in STACKED_BACKENDS
-    return mesh.shape["stage"] > 1 or (wanted and isinstance(model, Stackable))
-
-
 def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
-    """The model in the form in which that mesh trains it."""
-    if in_loops(model, mesh):
-        if not isinstance(model, Stackable):
-            raise Refusal(_cannot(model, "run in stages", "Stackable", "mesh.stage=1"))
-        stages = mesh.shape["stage"]
-        if loop.microbatches % stages:
-            raise Refusal(
-                f"loop.microbatches must be a multiple of mesh.stage={stages}; got {loop.microbatches}. Take "
-                f"{4 * stages}, with which a device idles for {(stages - 1) / (5 * stages - 1):.0%} of a step, or more."
-            )
+    """The model in the form in which that mesh trains it: in loops where the compiler wants it, or in stages."""
+    stages = mesh.shape["stage"]
+    if loop.microbatches % stages:
+        raise Refusal(
+            f"loop.microbatches must be a multiple of mesh.stage={stages}; got {loop.microbatches}. Take "
+            f"{4 * stages}, with which a device idles for {(stages - 1) / (5 * stages - 1):.0%} of a step, or more."
+        )
+    if stages > 1 or mesh.devices.flat[0].platform in STACKED_BACKENDS:
         model = model.stacked(stages=stages, microbatches=loop.microbatches)
     if loop.recompute_layers:
-        if not isinstance(model, Recomputing):
-            raise Refusal(_cannot(model, "compute layers again", "Recomputing", "loop.recompute_layers=False"))
         model = model.recomputing()
+    set_precision(model, loop.precision)
     return model
-
-
-def _cannot(model: CausalLM, what: str, protocol: str, way_out: str) -> str:
-    return (
-        f"{model.config.architecture} cannot {what}: its family does not offer flexjax.model.{protocol}. Set {way_out}."
-    )
 
 
 def shardings_of(tree: Any) -> Any:

@@ -17,7 +17,7 @@ from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
 from flexjax.model import CausalLM
-from flexjax.quantize import quantize_weights
+from flexjax.nn import quantize_weights
 
 MOST_DEVICES = 256  # Of the larger grids that are tried.
 # Without a GPU there is nothing to time candidate kernels on.

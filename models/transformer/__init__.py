@@ -4,12 +4,12 @@ from typing import Any
 
 from flax import nnx
 
+from flexjax.nn import Rope
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.hf_config import config_from_hf, config_to_hf
 from models.transformer.hf_published import MODEL_TYPES
 from models.transformer.modeling import Transformer
 from models.transformer.params import load, save
-from models.transformer.rope import Rope
 from models.transformer.sizes import SIZES
 
 __all__ = [

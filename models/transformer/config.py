@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from flexjax.nn import Rope
 from flexjax.refusal import Refusal
-from models.transformer.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True)

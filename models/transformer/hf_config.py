@@ -11,12 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flexjax.nn import Rope
 from flexjax.refusal import Refusal
 from models.transformer.config import Layer, TransformerConfig
 from models.transformer.hf_fields import check_unread
 from models.transformer.hf_published import MODEL_TYPES, NULL_IS_A_VALUE, PUBLISHED, SPELLINGS, WRAPPERS, Fields
 from models.transformer.hf_rope import rope_from_hf, scaling_to_hf
-from models.transformer.rope import Rope
 
 ACTIVATIONS = {
     "silu": "silu",

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from flexjax.nn import Rope
 from flexjax.refusal import Refusal
-from models.transformer.rope import Rope
 
 # config.json name → Rope field, for each value of `rope_type`.
 READ: dict[str, dict[str, str]] = {

@@ -128,8 +128,8 @@ def _tensors(directory: str | Path, around: Around | None) -> dict[str, Tensor]:
 
 def _tied(source: Source, naming: Naming, tensors: Mapping[str, Tensor]) -> Source:
     """The embedding as the head, where a checkpoint of a model whose two are one holds only that."""
-    head = naming.parameters["unembedding"].name
-    only_head = source.path == ("embedding",) and source.name not in tensors and head in tensors
+    head = naming.parameters["unembedding.weight"].name
+    only_head = source.path == ("embedding", "table") and source.name not in tensors and head in tensors
     return dataclasses.replace(source, name=head) if only_head else source
 
 
@@ -152,8 +152,8 @@ def _check(
     """Refusal unless the checkpoint holds exactly the model's tensors, in its shapes, as floats."""
     wanted = {s.name: s.stored.shape(config.axis_sizes) for s in sources}
     faults = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in tensors]
-    head = naming.parameters["unembedding"].name
-    embedding = next(s.name for s in sources if s.path == ("embedding",))
+    head = naming.parameters["unembedding.weight"].name
+    embedding = next(s.name for s in sources if s.path == ("embedding", "table"))
     if not config.tied_embeddings and (head in tensors) != (embedding in tensors):
         faults[0] += " (where the two are one, config.json must say tie_word_embeddings = true)"
     for name, tensor in tensors.items():

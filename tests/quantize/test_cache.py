@@ -130,9 +130,9 @@ def test_more_than_a_thousandth_clipped_on_held_out_text_is_refused(model):
     """Half of the tokens have ten times the values of the others."""
     odd = nnx.merge(*nnx.split(model))
     tokens, channels = np.arange(96)[:, None] >= 48, np.arange(64) >= 32
-    odd.embedding.set_value(odd.embedding[...] * jnp.float32(tokens == channels))
+    odd.embedding.table.set_value(odd.embedding.table[...] * jnp.float32(tokens == channels))
     first = odd.blocks[0].attention
-    first.value.set_value(first.value[...] * jnp.float32(np.where(channels, 10, 1))[:, None, None])
+    first.value.weight.set_value(first.value.weight[...] * jnp.float32(np.where(channels, 10, 1))[:, None, None])
     seen, held_out = np.arange(48)[None].repeat(4, 0), np.arange(48, 96)[None].repeat(4, 0)
     with pytest.raises(Refusal, match=r"int8 .* 0\.1% .* clips \d+\.\d\d% of the values of layer 0.*bfloat16"):
         cache_scales(odd, "int8", seen, held_out)
@@ -153,9 +153,9 @@ def biased():
     for block in model.blocks:
         for name, axis, heads in (("query", "heads", config.num_heads), ("value", "kv_heads", config.num_kv_heads)):
             zero = nnx.Param(jnp.zeros((heads, config.head_dim), jnp.bfloat16), axes=(axis, "head_dim"))
-            setattr(block.attention, f"{name}_bias", nnx.data(zero))
+            getattr(block.attention, name).bias = nnx.data(zero)
         key = jnp.zeros((config.num_kv_heads, config.head_dim), jnp.bfloat16).at[1, config.head_dim - 1].set(BIAS)
-        block.attention.key_bias = nnx.data(nnx.Param(key, axes=("kv_heads", "head_dim")))
+        block.attention.key.bias = nnx.data(nnx.Param(key, axes=("kv_heads", "head_dim")))
     return model
 
 

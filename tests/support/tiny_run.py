@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexjax.data.batches import DataConfig, PackedBatches
+from flexjax.nn import Precision
 from flexjax.train.loop import Trainer
 from flexjax.train.optimizer import OptimizerConfig
-from flexjax.train.step import LoopConfig, Precision, TrainProgram
+from flexjax.train.step import LoopConfig, TrainProgram
 from models import transformer
 from models.transformer import Layer, Rope, Transformer, TransformerConfig
 

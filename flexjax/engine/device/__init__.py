@@ -2,7 +2,6 @@
 
 from flexjax.engine.device.sampling import empty_memory as empty_memory
 from flexjax.engine.device.step import LAYOUT_BACKENDS as LAYOUT_BACKENDS
-from flexjax.engine.device.step import STACKED_BACKENDS as STACKED_BACKENDS
 from flexjax.engine.device.step import StepProgram as StepProgram
 from flexjax.engine.device.step import StepShape as StepShape
 from flexjax.engine.device.step import compiler_options as compiler_options

@@ -20,7 +20,8 @@ from flexjax.engine.device.sampling import MEMORY_AXES, Controls, Memory, Sample
 from flexjax.engine.request import MAX_LOGPROBS
 from flexjax.kernels.matmul import packs
 from flexjax.kernels.ragged_paged_attention import num_clipped
-from flexjax.model import CausalLM, Packable, RaggedBatch, Stackable, parameters
+from flexjax.model import CausalLM, RaggedBatch, parameters
+from flexjax.nn import STACKED_BACKENDS
 from flexjax.refusal import Unsupported
 
 
@@ -44,27 +45,25 @@ _TPU_ROW_FLOOR = 8
 _CPU_OPTIONS = {"float32": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
-# XLA for TPU fuses the slice of a layer out of stacked weights into the product; for GPU and CPU it copies the layer
-# first (Llama-3-8B on H200: three times the bytes a step). It also lays weights out in several ways, and copies in
-# every dispatch those that a step wants otherwise than they lie.
-STACKED_BACKENDS = frozenset({"tpu"})
+# XLA for TPU lays weights out in several ways, and copies in every dispatch those that a step wants otherwise than they
+# lie.
 LAYOUT_BACKENDS = frozenset({"tpu"})
 PACKED_BACKENDS = frozenset({"cpu"})
 
 
 def suited(model: CausalLM, backend: str, *, release: bool = False) -> CausalLM:
     """The model in the form that the backend's compiler serves best; `release` gives the other one up."""
-    if backend in STACKED_BACKENDS and isinstance(model, Stackable):
-        return model.stacked(release=release)
-    return model
+    return model.stacked(release=release) if backend in STACKED_BACKENDS else model
 
 
 def packed(model: CausalLM, config: EngineConfig, mesh: Mesh | None, *, release: bool = False) -> CausalLM:
     """The model with its weights as the CPU's kernels stream them, on one CPU; `release` gives the other form up.
     Unsupported where rows were to be rounded and nothing here does so."""
     here = mesh is None and jax.default_backend() in PACKED_BACKENDS
-    if here and isinstance(model, Packable) and packs(config.dtype):
-        return model.packed(activation_dtype=config.activation_dtype, release=release)
+    if here and packs(config.dtype):
+        form = model.packed(activation_dtype=config.activation_dtype, release=release)
+        if form is not model:
+            return form
     if config.activation_dtype is not None:
         raise Unsupported(
             f"activation_dtype={config.activation_dtype!r} is built for one CPU, with the kernels that a C++ compiler "
@@ -114,7 +113,7 @@ class StepProgram:
     ):
         self.config = config
         self.placement = Placement(mesh)
-        self.shapes = step_shapes(config, backend, getattr(model, "rows_apart", False))
+        self.shapes = step_shapes(config, backend, model.rows_apart)
         self.vocab_size = model.config.vocab_size
         self.cache_dtype = jnp.dtype(config.cache_dtype or config.dtype)
         self.graphdef, state = nnx.split(model)

@@ -8,7 +8,7 @@ from flax import nnx
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.engine.device import runner as runner_module
 from flexjax.engine.device import step as step_module
-from models.transformer.scan import Scan
+from flexjax.nn import Scan
 
 CONFIG = EngineConfig(dtype="float32", max_num_seqs=3, max_num_batched_tokens=40, max_model_len=56, page_size=8)
 PROMPTS = [(5, 6, 7), tuple(range(1, 30)), (9,)]
@@ -46,7 +46,7 @@ def test_stacked_layers_in_the_compilers_layouts_give_the_same_tokens(tiny_model
     (pages,) = engine.runner.cache
     assert pages.shape[0] == 2  # Layers.
     assert isinstance(engine.runner.model().blocks, Scan)
-    assert all(block.mlp.up.get_value().is_deleted() for block in model.blocks)  # Taken over, not held twice.
+    assert all(block.mlp.up.weight.get_value().is_deleted() for block in model.blocks)  # Taken over, not held twice.
     got = answers(engine)
     with pytest.MonkeyPatch.context() as plain:
         plain.setattr(step_module, "STACKED_BACKENDS", frozenset())

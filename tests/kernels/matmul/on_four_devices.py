@@ -15,7 +15,7 @@ from flexjax.hardware.sharding import SERVING, sharding
 from flexjax.kernels import bodies_used, forget
 from flexjax.kernels.matmul import matmul
 from flexjax.kernels.matmul.arg_specs import INT4, INT8, ArgSpec
-from flexjax.quantize import quantize_weights
+from flexjax.nn import quantize_weights
 from models.transformer import Layer, Rope, TransformerConfig, build
 
 COLUMNS, SUMS = ("embed", "mlp"), ("mlp", "embed")

@@ -166,8 +166,8 @@ def test_activations_follow_the_parameters_and_logits_are_float32(dtype):
 def test_seeds():
     same, other = build(LLAMA, dtype=jnp.float32), build(LLAMA, dtype=jnp.float32, seed=1)
     again = build(LLAMA, dtype=jnp.float32)
-    assert (same.embedding[...] == again.embedding[...]).all()
-    assert (same.embedding[...] != other.embedding[...]).any()
+    assert (same.embedding.table[...] == again.embedding.table[...]).all()
+    assert (same.embedding.table[...] != other.embedding.table[...]).any()
 
 
 def test_soft_caps_bound_the_logits():

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from flexjax.kernels.matmul import cpu
-from flexjax.quantize import quantize_weights, rounded
+from flexjax.nn import quantize_weights, quantized
 from models.transformer import Layer, Rope, TransformerConfig, build, load, save
 
 pytestmark = pytest.mark.skipif(not cpu.LIBRARY.is_file(), reason="built without a C++ compiler")
@@ -75,7 +75,7 @@ import jax.numpy as jnp
 from flexjax.engine import EngineConfig
 from flexjax.engine.device.step import packed
 from flexjax.hardware import memory
-from flexjax.quantize import rounded
+from flexjax.nn import quantized
 from models import transformer
 
 for _ in range(2):
@@ -83,7 +83,7 @@ for _ in range(2):
     memory.trim()
     memory.reset_peak_rss()
     before = memory.rss_bytes()
-    model = transformer.load(sys.argv[1], dtype=jnp.bfloat16, convert=functools.partial(rounded, name="int8"))
+    model = transformer.load(sys.argv[1], dtype=jnp.bfloat16, convert=functools.partial(quantized, name="int8"))
     model = packed(model, EngineConfig(weight_dtype="int8"), None, release=True)
 print(memory.peak_rss_bytes() - before)
 """
@@ -97,7 +97,7 @@ def test_weights_are_rounded_and_packed_as_they_come(tmp_path):
     )  # fmt: skip
     save(build(config, dtype=jnp.bfloat16), tmp_path)
     want = quantize_weights(build(config, dtype=jnp.bfloat16), "int8")
-    got = load(tmp_path, dtype=jnp.bfloat16, convert=functools.partial(rounded, name="int8"))
+    got = load(tmp_path, dtype=jnp.bfloat16, convert=functools.partial(quantized, name="int8"))
     jax.tree.map(np.testing.assert_array_equal, nnx.state(got), nnx.state(want))
     plain = (tmp_path / "model.safetensors").stat().st_size
     done = subprocess.run(

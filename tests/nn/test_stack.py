@@ -9,9 +9,9 @@ import pytest
 from devices import run_tests
 from flax import nnx
 
-from flexjax.model import RaggedBatch, Stackable, parameters, zeros
+from flexjax.model import RaggedBatch, parameters, zeros
+from flexjax.nn import Scan, period
 from models.transformer import Layer, Rope, TransformerConfig, build, save
-from models.transformer.scan import Scan, period
 
 ROPE, LOCAL = Rope(1e6), Rope(1e4)
 SHAPE = dict(vocab_size=48, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24, max_position=64)
@@ -83,16 +83,16 @@ def test_gradients_are_the_same(models):
     tokens = jnp.arange(6, dtype=jnp.int32)[None]
     loss = lambda model: jnp.square(model.dense(tokens)[0]).mean()
     one, other = (nnx.jit(nnx.grad(loss))(model) for model in (plain, stacked))
-    np.testing.assert_allclose(other["embedding"][...], one["embedding"][...], **ALIKE)
+    np.testing.assert_allclose(other["embedding"]["table"][...], one["embedding"]["table"][...], **ALIKE)
     layers = len(plain.config.layers)
     size = period(plain.config.layers)
-    first = [one["blocks"][i]["mlp"]["up"][...] for i in range(0, layers - layers % size, size)]
-    np.testing.assert_allclose(other["blocks"]["group"][0]["mlp"]["up"][...], jnp.stack(first), **ALIKE)
+    first = [one["blocks"][i]["mlp"]["up"]["weight"][...] for i in range(0, layers - layers % size, size)]
+    np.testing.assert_allclose(other["blocks"]["group"][0]["mlp"]["up"]["weight"][...], jnp.stack(first), **ALIKE)
 
 
 def test_weights_and_cache_carry_their_axes(models):
     plain, stacked = models
-    assert isinstance(plain, Stackable) and stacked.stacked() is stacked
+    assert (plain.loops, stacked.loops) == (False, True) and stacked.stacked() is stacked
     assert isinstance(stacked.blocks, Scan)
     for name, axes, value in parameters(stacked):
         assert len(axes) == value.ndim, name
@@ -147,4 +147,4 @@ def test_the_program_does_not_grow_with_the_depth():
 
 @pytest.mark.slow
 def test_in_stages_over_eight_devices():
-    run_tests(Path(__file__).with_name("scan_on_eight_devices.py"), count=8)
+    run_tests(Path(__file__).with_name("stack_on_eight_devices.py"), count=8)

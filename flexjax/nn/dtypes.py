@@ -4,9 +4,8 @@ from typing import Any
 
 from flax import nnx
 
-from flexjax.quantize.packed import PackedWeight
-from flexjax.quantize.table import QuantizedTable
-from flexjax.quantize.weights import QuantizedWeight
+from flexjax.nn.pack import PackedLinear
+from flexjax.nn.quantised import QuantizedTable, QuantizedWeight
 
 
 def weight_dtypes(model: Any) -> set[str]:
@@ -14,7 +13,7 @@ def weight_dtypes(model: Any) -> set[str]:
     packed weight is not counted: scales, and the biases and norms that a packed product folds in."""
     found, counted = set(), set()
     for path, module in nnx.iter_modules(model):
-        if isinstance(module, PackedWeight):
+        if isinstance(module, PackedLinear):
             found.add(module.packed.dtype.name)
         elif isinstance(module, QuantizedWeight | QuantizedTable):
             found.add(module.values.dtype.name)

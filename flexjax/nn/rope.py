@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+RopeTables = tuple[Array, Array] | None  # Cosines and sines; None turns nothing.
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:

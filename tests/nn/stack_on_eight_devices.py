@@ -1,4 +1,4 @@
-"""The layers of every architecture in stages: run by test_scan.py in a process with eight devices."""
+"""The layers of every architecture in stages: run by test_stack.py in a process with eight devices."""
 
 import dataclasses
 import functools
@@ -16,16 +16,17 @@ from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.program import read
 from flexjax.hardware.sharding import TRAINING, sharding
 from flexjax.model import parameters
+from flexjax.nn import period
 from models.transformer import TransformerConfig, build, config_from_hf
-from models.transformer.scan import period
 
-GOLDEN = sorted(p.parent.name for p in Path(__file__).with_name("golden").glob("*/config.json"))
+HOME = Path(__file__).resolve().parents[1] / "models" / "transformer" / "golden"
+GOLDEN = sorted(p.parent.name for p in HOME.glob("*/config.json"))
 GROUPS, BATCH, LENGTH = 8, 16, 6
 
 
 def deep(name: str) -> TransformerConfig:
     """A golden model's config with eight repetitions of its layer pattern, and one layer after them."""
-    config = config_from_hf(json.loads((Path(__file__).with_name("golden") / name / "config.json").read_text()))
+    config = config_from_hf(json.loads((HOME / name / "config.json").read_text()))
     pattern = config.layers[: period(config.layers)]
     return dataclasses.replace(config, layers=pattern * GROUPS + pattern[:1])
 

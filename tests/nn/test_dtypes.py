@@ -3,7 +3,7 @@ import pytest
 
 from flexjax.engine import Engine, EngineConfig
 from flexjax.kernels.matmul import cpu
-from flexjax.quantize import quantize_weights, weight_dtypes
+from flexjax.nn import quantize_weights, weight_dtypes
 from models.transformer import Layer, Rope, TransformerConfig, build
 
 CONFIG = TransformerConfig(
@@ -15,7 +15,7 @@ CONFIG = TransformerConfig(
 def test_arrays_say_what_weights_are():
     model = build(CONFIG, dtype=jnp.bfloat16)
     assert weight_dtypes(model) == {"bfloat16"}
-    up = model.blocks[1].mlp.up
+    up = model.blocks[1].mlp.up.weight
     up.set_value(up[...].astype(jnp.float32))
     assert weight_dtypes(model) == {"bfloat16", "float32"}
 
@@ -31,7 +31,8 @@ def test_scales_do_not_count(form, dtypes):
 @pytest.mark.parametrize("form", [None, "int8", "int4"])
 def test_packed_weights_are_what_their_lines_hold(form):
     config = EngineConfig(dtype="bfloat16", weight_dtype=form, max_num_seqs=1, max_num_batched_tokens=8)
-    engine = Engine(build(CONFIG, dtype=jnp.bfloat16), None, config)
+    model = build(CONFIG, dtype=jnp.bfloat16)
+    engine = Engine(model if form is None else quantize_weights(model, form), None, config)
     found = weight_dtypes(engine.runner.model())
     assert (form or "bfloat16") in found
     assert found <= {form or "bfloat16", "bfloat16", "int8"}

@@ -1,0 +1,36 @@
+"""The layers that every model family is made of, and the forms in which they train and serve."""
+
+from flexjax.nn.attention import Attend as Attend
+from flexjax.nn.attention import Attention as Attention
+from flexjax.nn.attention import over_pages as over_pages
+from flexjax.nn.attention import over_rectangle as over_rectangle
+from flexjax.nn.attention import softcapped as softcapped
+from flexjax.nn.cache import PagedKV as PagedKV
+from flexjax.nn.cache import dense_leaves as dense_leaves
+from flexjax.nn.cache import paged_leaves as paged_leaves
+from flexjax.nn.declare import Maker as Maker
+from flexjax.nn.dtypes import weight_dtypes as weight_dtypes
+from flexjax.nn.embedding import Embedding as Embedding
+from flexjax.nn.linear import Linear as Linear
+from flexjax.nn.mlp import ACTIVATIONS as ACTIVATIONS
+from flexjax.nn.mlp import MLP as MLP
+from flexjax.nn.norm import Norm as Norm
+from flexjax.nn.pack import PackedAttention as PackedAttention
+from flexjax.nn.pack import PackedEmbedding as PackedEmbedding
+from flexjax.nn.pack import PackedMLP as PackedMLP
+from flexjax.nn.pack import free as free
+from flexjax.nn.pack import together as together
+from flexjax.nn.precision import Precision as Precision
+from flexjax.nn.precision import set_precision as set_precision
+from flexjax.nn.quantised import QuantizedTable as QuantizedTable
+from flexjax.nn.quantised import QuantizedWeight as QuantizedWeight
+from flexjax.nn.quantised import quantize_weights as quantize_weights
+from flexjax.nn.quantised import quantized as quantized
+from flexjax.nn.rope import Rope as Rope
+from flexjax.nn.rope import RopeTables as RopeTables
+from flexjax.nn.rope import rotate as rotate
+from flexjax.nn.rows import add as add
+from flexjax.nn.rows import whole as whole
+from flexjax.nn.stack import STACKED_BACKENDS as STACKED_BACKENDS
+from flexjax.nn.stack import Scan as Scan
+from flexjax.nn.stack import period as period
