@@ -56,7 +56,7 @@ test-wheel: setup  ## Build source distribution and wheel, and run the short mai
 EXTRAS := .venv-virtual
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 OF_VIRTUAL := -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["virtual"])'
-COMPILING := virtual tune/test_compiled.py tune/test_kernel.py jobs/test_compile.py jobs/test_tune_flags.py \
+COMPILING := virtual tune/test_compiled.py lab/test_kernel.py jobs/test_compile.py jobs/test_tune_flags.py \
   hardware/test_topology.py hardware/test_aot.py hardware/test_flag_check.py hardware/test_platforms.py
 
 test-extras: setup  ## Install the compilers of the extra virtual beside .venv, and run what compiles.

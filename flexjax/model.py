@@ -22,7 +22,7 @@ Axes = tuple[str | None, ...]  # One logical name a dimension.
 Place = Callable[[np.ndarray, Axes], jax.Array]
 # What stands in the model for a parameter that was put there: itself, or a module of fewer bits.
 Convert = Callable[[nnx.Param], Any]
-Cache = Any  # The pytree of arrays that `CausalLM.cache_spec` declares.
+Cache = Any  # The pytree of arrays that `flexjax.nn.Layout` lays out.
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +39,9 @@ class RaggedBatch:
       - `kv_lengths[b]` counts the sequence's tokens *after* this step, so its last row sits at
         position `kv_lengths[b] - 1`.
       - Position p of sequence b lies in page `page_table[b, p // page_size]`, row
-        `p % page_size`. Page 0 belongs to nobody: unused entries of the table point at it.
+        `p % page_size`. Page 0 belongs to nobody: unused entries of the table point at it. Where layers have windows
+        of several sizes, those of each have a table of their own: `page_table[i, b]` for the i-th of `Layout.windows`.
+      - A window's entries may repeat: what lies behind it has been overwritten.
       - `max_query_len` is static and bounds the rows of any sequence; 1 means pure decoding.
     """
 
@@ -47,7 +49,7 @@ class RaggedBatch:
     positions: Int[Array, "T"]
     query_starts: Int[Array, "B+1"]
     kv_lengths: Int[Array, "B"]
-    page_table: Int[Array, "B P"]
+    page_table: Int[Array, "*W B P"]
     state_slots: Int[Array, "B"]  # One slot a sequence, for fixed-size recurrent state.
     max_query_len: int = dataclasses.field(metadata=dict(static=True))
 
@@ -70,13 +72,38 @@ class CacheLeaf:
         return size
 
 
+@dataclasses.dataclass(frozen=True)
+class PagedKV:
+    """Of an attention layer: keys and values of every token, or of the last `window` ones, in pages."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None  # tokens
+    copies: int = 1  # The most devices that can share a kv head: its query heads.
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Of a recurrent layer: one array of fixed size a sequence, in a slot.
+
+    It is of the rows before the batch's, and stale where a sequence's first row has position 0.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any  # Its own: what a step adds to may need more bits than the cache has.
+    axes: Axes  # One logical name a dimension.
+
+
+Kept = tuple[PagedKV | State, ...]  # What one layer keeps of earlier tokens.
+
+
 class CausalLM(nnx.Module):
     """Predicts the next token.
 
     `config` is a frozen dataclass with at least `vocab_size: int`, `max_position: int` (longest
     context in tokens), `num_layers: int` and `architecture: str` (the published class name).
 
-    A family gives the first five methods. The others are forms of the same model that serve or train it better; by
+    A family gives the first four methods. The others are forms of the same model that serve or train it better; by
     default a model has one form.
     """
 
@@ -96,8 +123,8 @@ class CausalLM(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Hidden states of a rectangular batch, for training and for plain baselines.
 
-        Without a cache, attention is causal over the T tokens. With one (`dense_cache_spec`),
-        each token is written at its own position and sees all positions up to it.
+        Without a cache, attention is causal over the T tokens. With one, each token is written at its own position and
+        sees all positions up to it.
         """
         raise NotImplementedError
 
@@ -105,15 +132,9 @@ class CausalLM(nnx.Module):
         """Float32 logits, after the final soft-cap where the architecture has one."""
         raise NotImplementedError
 
-    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
-        """The paged cache as a pytree of `CacheLeaf`; attention layers give one leaf each,
-        `[num_pages, page_size, K, 2, H]` with keys at index 0 and values at 1 of the fourth axis, or one of all
-        layers, `[L, num_pages, page_size, 2 K, H]`, which is the same in memory. For int8 and float8 a `ScaledPages`
-        (flexjax.kernels.ragged_paged_attention) of three leaves stands in its place, for int4 an `Int4Pages` of two."""
-        raise NotImplementedError
-
-    def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> Any:
-        """The cache of `dense` as a pytree of `CacheLeaf`, `[B, S, K, 2, H]` a layer."""
+    def kept(self) -> Sequence[Kept]:
+        """What each layer keeps of earlier tokens, first to last. `flexjax.nn.Layout` says how a cache holds it, here
+        (paged) and in `dense` (rectangular)."""
         raise NotImplementedError
 
     @property

@@ -32,7 +32,7 @@ ARROWS = {
         "hardware",
     },  # Kernels: which bodies a side runs.
     "sweep": set(),
-    "tune": {"lab", "engine", "quantize", "kernels", "hardware"},
+    "tune": {"lab", "engine", "nn", "kernels", "hardware"},
     "virtual": {"records", "train", "engine", "nn", "quantize", "kernels", "hardware"},
     "jobs": {
         "bench",
@@ -56,6 +56,7 @@ ARROWS = {
 # Tests of a whole room, which no one module mirrors.
 ROOM_TESTS = {
     "engine/test_forced.py",
+    "engine/test_kinds.py",
     "models/transformer/test_parity.py",
     "models/transformer/test_real_weights.py",
     "train/test_shipped.py",

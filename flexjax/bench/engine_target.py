@@ -9,9 +9,9 @@ import jax
 from flexjax.bench.result import StartUp, StatsSample
 from flexjax.bench.target import TargetStats, allocated_dtypes
 from flexjax.engine import EngineConfig, Request, ServesModel, load_engine
+from flexjax.engine.device import cache_dtypes, state_dtypes
 from flexjax.hardware import xla_flags
 from flexjax.nn import weight_dtypes
-from flexjax.quantize import cache_dtypes
 
 
 class EngineTarget:
@@ -46,6 +46,7 @@ class EngineTarget:
     def describe(self) -> dict[str, Any]:
         runners, config = self.engine.runners, self.config
         runner = runners[0]
+        pages = cache_dtypes(runner.cache, runner.layout) or None  # A recurrent model has none.
         return {
             "software": "flexjax engine",
             "jax": jax.__version__,
@@ -56,7 +57,8 @@ class EngineTarget:
                 weight_dtypes(runner.model()),
                 beside=(config.dtype, "int8") if config.weight_dtype else (),  # Norms, and tables, which are int8.
             ),
-            "cache_dtype": allocated_dtypes("cache", config.cache_dtype or config.dtype, cache_dtypes(runner.cache)),
+            "cache_dtype": pages and allocated_dtypes("cache", config.cache_dtype or config.dtype, pages),
+            "state_dtype": ", ".join(sorted(state_dtypes(runner.cache, runner.layout))) or None,
             "weights_bytes": sum(r.weight_bytes for r in runners),
             "cache_bytes": sum(r.cache_bytes for r in runners),
             "mesh": "one device" if config.mesh is None else str(config.mesh),

@@ -12,6 +12,7 @@ from flax import nnx
 from flexjax import kernels
 from flexjax.engine import Request
 from flexjax.model import CausalLM, zeros
+from flexjax.nn import layout_of
 
 _SMALLEST_PROMPT = 32  # tokens
 _CACHE_QUANTUM = 64  # tokens
@@ -64,12 +65,12 @@ class Programs:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._cache(batch_size, length)))
 
     def _cache(self, batch_size: int, length: int) -> Any:
-        return jax.eval_shape(lambda: zeros(self._model.dense_cache_spec(batch_size, length, self._dtype)))
+        return jax.eval_shape(lambda: zeros(layout_of(self._model).dense(batch_size, length, self._dtype)))
 
     def _prefill(self, weights, tokens, lengths, sampling: "Sampling"):
         model = nnx.merge(self._graphdef, weights)
         b, t = tokens.shape
-        cache = zeros(model.dense_cache_spec(b, t, self._dtype))
+        cache = zeros(layout_of(model).dense(b, t, self._dtype))
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
         hidden, cache = model.dense(tokens, positions, cache)
         last = hidden[jnp.arange(b), lengths - 1]

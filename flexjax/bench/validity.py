@@ -10,7 +10,7 @@ from typing import Any
 
 from flexjax.bench.result import RequestTimeline, Verdict
 from flexjax.bench.scenario import POISSON, Scenario
-from flexjax.quantize import MOST_CLIPPED
+from flexjax.engine.device import MOST_CLIPPED
 
 # LoadGen stamps a first token when our call reaches it, after the token's own time stamp and after
 # the neighbours handed over before it; on a busy machine the thread may lose the CPU in between.

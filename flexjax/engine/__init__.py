@@ -2,6 +2,8 @@
 
 from flexjax.engine.config import EngineConfig as EngineConfig
 from flexjax.engine.engine import Engine as Engine
+from flexjax.engine.limits import most_pages as most_pages
+from flexjax.engine.limits import pages_of as pages_of
 from flexjax.engine.llm import LLM as LLM
 from flexjax.engine.processes.replicas import Replicas as Replicas
 from flexjax.engine.processes.replicas import load_engine as load_engine

@@ -28,9 +28,8 @@ from flexjax.engine.device.runner import StepRunner
 from flexjax.engine.device.sampling import MAX_STOP_IDS, Sampled
 from flexjax.engine.device.score import Scorer, Scorers, Scoring
 from flexjax.engine.device.step import packed, suited
-from flexjax.engine.limits import check_room, context_limit, most_open, num_pages
+from flexjax.engine.limits import check_room, context_limit, most_open, page_pools
 from flexjax.engine.loop import Loop
-from flexjax.engine.pages import PagePool
 from flexjax.engine.request import FinishReason, Request, TokenEvent
 from flexjax.engine.scheduler import Chunk, Plan, Scheduler
 from flexjax.engine.sequence import Sequence, Status, output_limit
@@ -81,7 +80,7 @@ class Engine:
         self.model_config = model.config
         self.vocabulary = vocabulary
         self.max_model_len = context_limit(config, model)
-        self.pool = PagePool(num_pages(config, model, self.max_model_len, self.placement), config.page_size)
+        self.pool = page_pools(config, model, self.max_model_len, self.placement)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=config.max_num_seqs,
@@ -91,8 +90,8 @@ class Engine:
         self.runner = StepRunner(
             model,
             config,
-            num_pages=self.pool.capacity + 1,
-            pages_per_seq=self.pool.pages_for(self.max_model_len),
+            num_pages=[pool.capacity + 1 for pool in self.pool.pools],
+            pages_per_seq=-(-self.max_model_len // config.page_size),
             mesh=self.placement.mesh,
             calibration=lambda: Calibration.of(vocabulary, model.config),
         )
@@ -205,11 +204,10 @@ class Engine:
                 f"to {self.model_config.max_position})."
             )
         longest = len(prompt) + max(1, output_limit(request, self.max_model_len, self.pool)[0])
-        needed = self.pool.pages_for(longest)
-        if needed > self.pool.capacity:
+        if (pool := self.pool.too_small(longest)) is not None:
             raise Refusal(
-                f"A request must fit the page pool alone: {longest} tokens need {needed} pages of "
-                f"{self.pool.page_size}, the pool has {self.pool.capacity}. Lower max_tokens, or give the engine more "
+                f"A request must fit the page pool alone: {longest} tokens need {pool.pages_for(longest)} pages "
+                f"of {pool.page_size}, the pool has {pool.capacity}. Lower max_tokens, or give the engine more "
                 "pages (num_pages, cache_gib)."
             )
         if params.stop and self.vocabulary is None:

@@ -9,6 +9,7 @@ from flexjax.engine.request import Request, SamplingParams
 from flexjax.engine.scheduler import Chunk, Plan
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.text import TextStream
+from flexjax.refusal import Refusal
 
 
 def seconds_a_step(engine: Engine, prompts: Seq[tuple[int, ...]], context: int, dispatches: int = 25) -> float:
@@ -18,18 +19,23 @@ def seconds_a_step(engine: Engine, prompts: Seq[tuple[int, ...]], context: int, 
     """
     num_steps = engine.config.decode_steps
     params = SamplingParams(temperature=0)
-    chunks, pages = [], iter(range(1, engine.pool.capacity + 1))
+    chunks = []
     for slot, prompt in enumerate(prompts):
         sequence = Sequence(Request("", prompt, params), 0, 0, 0, 1, frozenset(), TextStream(None), list(prompt))
         sequence.slot, sequence.status = slot, Status.RUNNING
-        sequence.pages = [next(pages) for _ in range(engine.pool.pages_for(context + num_steps))]
+        if not engine.pool.grow(sequence.pages, context + num_steps):
+            raise Refusal(f"The pool has no pages for {len(prompts)} sequences of {context + num_steps} tokens.")
         chunks.append(Chunk(sequence, context, 1, num_steps))
     plan = Plan(tuple(chunks), len(chunks), num_steps)
     if isinstance(engine.followers, Followers):
         engine.followers.replay(plan, 1 + dispatches)
-    engine.runner.run(plan).tokens.block_until_ready()
+    sampled = engine.runner.run(plan)
+    sampled.tokens.block_until_ready()
     began = time.perf_counter()
     for _ in range(dispatches):
         sampled = engine.runner.run(plan)
     sampled.tokens.block_until_ready()
-    return (time.perf_counter() - began) / (dispatches * num_steps)
+    seconds = time.perf_counter() - began
+    for chunk in chunks:
+        engine.pool.release(chunk.sequence.pages)
+    return seconds / (dispatches * num_steps)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flexjax.engine.pages import PagePool
+from flexjax.engine.pages import PagePools
 from flexjax.engine.sequence import Sequence, Status
 from flexjax.engine.waiting import WaitingLine
 
@@ -43,7 +43,7 @@ class Scheduler:
     others), so that everyone finishes.
     """
 
-    def __init__(self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int, decode_steps: int):
+    def __init__(self, pool: PagePools, *, max_num_seqs: int, max_num_batched_tokens: int, decode_steps: int):
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens

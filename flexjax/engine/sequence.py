@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 
-from flexjax.engine.pages import PagePool
+from flexjax.engine.pages import PagePools
 from flexjax.engine.request import Limit, Request
 from flexjax.engine.teller import Teller
 from flexjax.engine.text import TextStream
@@ -40,7 +40,7 @@ class Sequence:
     stop_ids: frozenset[int]
     stream: TextStream
     tokens: list[int]
-    pages: list[int] = dataclasses.field(default_factory=list)
+    pages: list[list[int]] = dataclasses.field(default_factory=list)  # Of each page table.
     slot: int = -1
     status: Status = Status.WAITING
     target: int = 0  # Tokens to prefill: those known at admission.
@@ -70,21 +70,21 @@ class Sequence:
         return self.limit - self.num_sampled
 
 
-def output_limit(request: Request, max_model_len: int, pool: PagePool) -> tuple[int, Limit]:
+def output_limit(request: Request, max_model_len: int, pool: PagePools) -> tuple[int, Limit]:
     """How many tokens a request may get at most, and what sets that number.
 
     The pool counts only where `max_tokens` is None: a number that it has no pages for is refused, not cut.
     Refusal where `min_tokens` is more.
     """
     length, asked = len(request.prompt_token_ids), request.params.max_tokens
-    limits: list[tuple[int, Limit]] = [] if asked is None else [(asked, "max_tokens")]
+    limits: list[tuple[float, Limit]] = [] if asked is None else [(asked, "max_tokens")]
     limits.append((max_model_len - length, "max_model_len"))
     if asked is None:
-        limits.append((pool.capacity * pool.page_size - length, "num_pages"))
+        limits.append((pool.longest - length, "num_pages"))
     most, what = min(limits, key=lambda limit: limit[0])
     if request.params.min_tokens > most:
         raise Refusal(
             f"min_tokens must fit behind the prompt: {max(most, 0)} tokens do ({what}), wanted are "
             f"{request.params.min_tokens}. Lower it, or give the engine a larger max_model_len or num_pages."
         )
-    return most, what
+    return int(most), what

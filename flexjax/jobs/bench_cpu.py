@@ -21,6 +21,7 @@ from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.families import Family, find_family
 from flexjax.lab import bare_read, peaks
 from flexjax.model import CausalLM
+from flexjax.nn import quantize_weights
 from flexjax.progress import Progress
 from flexjax.records import JobRecord, environment, to_json
 from flexjax.refusal import Refusal
@@ -103,7 +104,8 @@ def run(config: Config, workdir: Path) -> int:
     results = [result for group in groups for result in group.results()]
     _print(console, results)
     used = {op: [choice.body for choice in choices] for op, choices in kernels.bodies_used().items()}
-    console.print(f"Bodies: {used}", markup=False)
+    for op, bodies in used.items():
+        console.print(f"{op}: {'; '.join(kernels.in_words(op, body) for body in bodies)}", markup=False)
     columns = {**_columns(results), "technique.kernels_json": to_json(used)}
     record.keep(columns, kind="measured", fault=progress.fault)
     progress.close()
@@ -234,7 +236,10 @@ def _turn(turn: int, config: Config) -> str:
 
 def _engine(size: str, precision: str, **options: Any) -> Engine:
     config = _config(precision, **options)
-    engine = Engine(_model(size, config.dtype)[1], None, config, release=True)
+    model = _model(size, config.dtype)[1]
+    if config.weight_dtype is not None:
+        model = quantize_weights(model, config.weight_dtype)
+    engine = Engine(model, None, config, release=True)
     gc.collect()
     return engine
 
@@ -273,7 +278,7 @@ def _generate(engine: Engine, batch: int, prompt: int, output: int, seed: int) -
 def _moved_bytes(engine: Engine, config: Config) -> int:
     """What a decoding step must read: the weights, and half of the cache that the request fills last on average."""
     runner = engine.runner
-    token = runner.cache_bytes // (runner.num_pages * engine.config.page_size)
+    token = runner.token_bytes
     return runner.weight_bytes + token * (config.prompt + config.output // 2)
 
 

@@ -3,6 +3,7 @@
 
 from flexjax.kernels.case import Case as Case
 from flexjax.kernels.case import can_serve as can_serve
+from flexjax.kernels.names import in_words as in_words
 from flexjax.kernels.registry import Choice as Choice
 from flexjax.kernels.registry import bodies_used as bodies_used
 from flexjax.kernels.registry import for_threads as for_threads

@@ -8,11 +8,16 @@ import jax
 
 
 @functools.cache
-def register(library: Path, *targets: str) -> None:
-    """Loads the library, once, and makes its functions known to XLA by their names; NotImplementedError where it is not
-    built."""
+def load(library: Path) -> ctypes.CDLL:
+    """The library, loaded once; NotImplementedError where it is not built."""
     if not library.is_file():
         raise NotImplementedError(f"{library.name} is not built (a C++ compiler and `make setup` build it)")
-    loaded = ctypes.cdll.LoadLibrary(str(library))
+    return ctypes.cdll.LoadLibrary(str(library))
+
+
+@functools.cache
+def register(library: Path, *targets: str) -> None:
+    """Makes functions of the library known to XLA by their names; NotImplementedError where it is not built."""
+    loaded = load(library)
     for target in targets:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, target)), platform="cpu")

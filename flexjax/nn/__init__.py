@@ -5,9 +5,9 @@ from flexjax.nn.attention import Attention as Attention
 from flexjax.nn.attention import over_pages as over_pages
 from flexjax.nn.attention import over_rectangle as over_rectangle
 from flexjax.nn.attention import softcapped as softcapped
-from flexjax.nn.cache import PagedKV as PagedKV
-from flexjax.nn.cache import dense_leaves as dense_leaves
-from flexjax.nn.cache import paged_leaves as paged_leaves
+from flexjax.nn.cache import Layout as Layout
+from flexjax.nn.cache import Pool as Pool
+from flexjax.nn.cache import layout_of as layout_of
 from flexjax.nn.declare import Maker as Maker
 from flexjax.nn.dtypes import weight_dtypes as weight_dtypes
 from flexjax.nn.embedding import Embedding as Embedding
@@ -21,7 +21,7 @@ from flexjax.nn.pack import PackedMLP as PackedMLP
 from flexjax.nn.pack import free as free
 from flexjax.nn.pack import together as together
 from flexjax.nn.precision import Precision as Precision
-from flexjax.nn.precision import set_precision as set_precision
+from flexjax.nn.precision import with_precision as with_precision
 from flexjax.nn.quantised import QuantizedTable as QuantizedTable
 from flexjax.nn.quantised import QuantizedWeight as QuantizedWeight
 from flexjax.nn.quantised import quantize_weights as quantize_weights
@@ -33,4 +33,5 @@ from flexjax.nn.rows import add as add
 from flexjax.nn.rows import whole as whole
 from flexjax.nn.stack import STACKED_BACKENDS as STACKED_BACKENDS
 from flexjax.nn.stack import Scan as Scan
+from flexjax.nn.stack import in_a_row as in_a_row
 from flexjax.nn.stack import period as period

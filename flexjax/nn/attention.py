@@ -54,19 +54,21 @@ def over_pages(
     pages: Any,
     index: Int[Array, ""] | None,
     batch: RaggedBatch,
+    table: int,
     **form: Any,
 ) -> tuple[Float[Array, "T N H"], Any]:
     """A ragged step's attention: its keys and values are written into their sequences' pages, and each query sees what
     these then hold up to itself. `form` is as `dense_attention` has it.
 
-    `pages` are those of one layer; or of all, stacked, of which `index` says which.
+    `pages` are those of one layer; or of several, stacked, of which `index` says which. `table` is the number of the
+    layer's page table, where the batch has several.
     """
-    pool, table = pages, batch.page_table
+    pool, entries = pages, batch.page_table if batch.page_table.ndim == 2 else batch.page_table[table]
     if index is not None:  # All layers' pages are one pool, so that no layer's are sliced out of it.
         pool, num_pages = one_pool(pages, index)
-        table = table + index * num_pages
+        entries = entries + index * num_pages
     mixed, pool = ragged_paged_attention(
-        q, k, v, pool, batch.query_starts, batch.kv_lengths, table, max_query_len=batch.max_query_len, **form
+        q, k, v, pool, batch.query_starts, batch.kv_lengths, entries, max_query_len=batch.max_query_len, **form
     )
     return mixed, pool if index is None else put_back(pool, pages, index)
 
@@ -77,17 +79,17 @@ def over_rectangle(
     v: Float[Array, "B T K H"],
     kv: Float[Array, "... B S K 2 H"] | None,
     index: Int[Array, ""] | None,
-    positions: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
     **form: Any,
 ) -> tuple[Float[Array, "B T N H"], Any]:
     """A rectangular batch's attention. Without a cache the T tokens see themselves and those before them; with one each
-    is written at its own position, where that lies within it, and sees all up to it."""
-    batch_size, length = positions.shape
-    seen_at = positions
+    is written at its own of `positions`, where that lies within it, and sees all up to it."""
+    batch_size, length = q.shape[:2]
     if kv is None:
-        # Of a microbatch, where layers run in stages.
-        seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), q.shape[:2])
+        seen_at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
     else:
+        assert positions is not None
+        seen_at = positions
         rows = jnp.broadcast_to(jnp.arange(batch_size)[:, None], (batch_size, length))
         at = (rows, positions) if index is None else (index, rows, positions)
         kv = kv.at[at].set(jnp.stack([k, v], axis=3).astype(kv.dtype), mode="drop")

@@ -21,7 +21,7 @@ class Linear(nnx.Module):
     """
 
     weight: Weight
-    precision: Precision = "float32"  # Of float32 operands; training sets it (`set_precision`).
+    precision: Precision = "float32"  # Of float32 operands; training sets it (`with_precision`).
 
     def __init__(self, weight: nnx.Param, bias: nnx.Param | None = None):
         """`weight` has the metadata `axes`, a logical name a dimension, and `summed`."""

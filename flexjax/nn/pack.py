@@ -50,10 +50,9 @@ class PackedLinear(nnx.Module):
             array = getattr(packed, name)
             setattr(self, name, None if array is None else nnx.Param(array, axes=(None,) * array.ndim))
         self.D, self.F, self.gated = packed.D, packed.F, packed.gated
-        self.norm, self.eps = None, 0.0
-        if norm is not None:
-            factors = norm.scale[...].astype(jnp.float32) + norm.offset
-            self.norm, self.eps = nnx.Param(factors, axes=(None,)), norm.eps
+        factors = None if norm is None else norm.scale[...].astype(jnp.float32) + norm.offset
+        self.norm = None if factors is None else nnx.Param(factors, axes=(None,))
+        self.eps = 0.0 if norm is None else norm.eps
         self.activation = activation
         self.activation_dtype = activation_dtype if packed.dtype in (jnp.int8, jnp.int4) else None
 

@@ -16,11 +16,14 @@ from jaxtyping import Array, Float
 Precision = Literal["float32", "bfloat16"]
 
 
-def set_precision(model: nnx.Module, precision: Precision) -> None:
-    """From now on the products of the model's rows with float32 weights round their operands so."""
-    for _, module in nnx.iter_modules(model):
+def with_precision[M: nnx.Module](model: M, precision: Precision) -> M:
+    """The same model, over the same parameters, whose products of rows and float32 weights round their operands so."""
+    model = nnx.merge(*nnx.split(model))
+    modules: list[Any] = [module for _, module in nnx.iter_modules(model)]
+    for module in modules:
         if hasattr(module, "precision"):
             module.precision = precision
+    return model
 
 
 def product(

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flexjax.hardware.pipeline import pipeline, stages
+from flexjax.nn.cache import Layout
 from flexjax.nn.quantised import QuantizedWeight
 from flexjax.refusal import Refusal
 
@@ -26,6 +27,25 @@ def period(layers: Sequence[Hashable]) -> int:
     count = len(layers)
     repeats = [p for p in range(1, count + 1) if all(layers[i] == layers[i % p] for i in range(count))]
     return min(repeats, key=lambda p: p + count % p)
+
+
+def in_a_row(
+    layers: Sequence[Hashable],
+    blocks: Sequence[nnx.Module],
+    x: Float[Array, "*T D"],
+    at: Any,
+    cache: Sequence[Any] | None,
+    apply: Callable[..., tuple[Array, Any]],
+    layout: Layout,
+) -> tuple[Float[Array, "*T D"], list[Any] | None]:
+    """The blocks one after the other, each with its own leaves of a cache in rows; `apply` is as `Scan` has it, with
+    None for indices, and `at` is what its `prepare` gives."""
+    new_cache = []
+    for i, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+        none = (None,) * len(layout.kept[i])
+        x, leaves = apply(layer, block, at, none if cache is None else cache[i], none, x)
+        new_cache.append(tuple(leaves))
+    return x, None if cache is None else new_cache
 
 
 class Scan(nnx.Module):
@@ -67,9 +87,11 @@ class Scan(nnx.Module):
         prepare: Callable[[Array], Any],
         cache: Any,
         apply: Callable[..., tuple[Array, Any]],
+        layout: Layout,
     ) -> tuple[Float[Array, "*T D"], Any]:
-        """`apply(layer, block, prepare(positions), index, x, cache)` is one block's work: `layer` says of what kind the
-        block is, `index` which it is of all, and `cache` is that of all."""
+        """`apply(layer, block, prepare(positions), leaves, indices, x)` is one block's work, its row and the leaves
+        after it: `layer` says of what kind the block is, and of each thing that it keeps there is a leaf, of several
+        layers, and which of these it is. Without a cache the leaves are None."""
         graph, state = nnx.split(self.group)
         quantized = {path for path, module in nnx.iter_modules(self.group) if isinstance(module, QuantizedWeight)}
         flat = nnx.to_flat_state(state)
@@ -92,14 +114,27 @@ class Scan(nnx.Module):
                 for _, module in nnx.iter_modules(blocks):
                     if isinstance(module, QuantizedWeight):
                         module.layer = nnx.data(place)
-                return run(blocks, self.pattern, number * len(self.pattern), at, *carry), None
+                return run(blocks, self.pattern, 0, number, at, *carry), None
 
             places = jnp.arange(len(numbers), dtype=jnp.int32)  # In the stacks, of which a stage has a part.
             return jax.lax.scan(step, (x, cache), (numbers, places, matrices))[0]
 
-        def run(blocks, pattern, first, at, x, cache):
-            for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True)):
-                x, cache = apply(layer, block, at, first + i, x, cache)
+        size = len(self.pattern)
+        # By so much each pool's index is further in the next turn of the loop, in which the pattern comes once.
+        steps = [sum(layer < size for layer in pool.layers) for pool in layout.pools]
+
+        cache = None if cache is None else list(cache)
+
+        def run(blocks, pattern, first, turn, at, x, cache):
+            cache = None if cache is None else list(cache)
+            for i, (layer, block) in enumerate(zip(pattern, blocks, strict=True), start=first):
+                places = layout.places(i)
+                leaves = tuple(None if cache is None else cache[pool] for pool, _ in places)
+                indices = tuple(jnp.int32(index + turn * steps[pool]) for pool, index in places)
+                x, leaves = apply(layer, block, at, leaves, indices, x)
+                if cache is not None:
+                    for (pool, _), leaf in zip(places, leaves, strict=True):
+                        cache[pool] = leaf
             return x, cache
 
         def stage(weights, batch):
@@ -112,9 +147,7 @@ class Scan(nnx.Module):
             x, _ = pipeline(stage, weights, (x, positions), microbatches=self.microbatches)
         else:
             x, cache = loop(weights, x, positions, cache)
-        return run(
-            self.rest, self.rest_pattern, jnp.int32(self.groups * len(self.pattern)), prepare(positions), x, cache
-        )
+        return run(self.rest, self.rest_pattern, self.groups * size, 0, prepare(positions), x, cache)
 
     def check(self, stages: int, microbatches: int) -> None:
         """Refusal unless the groups can run in so many stages, and `microbatches` is what passes through them."""

@@ -1,8 +1,5 @@
-"""Weights and cache in fewer bits: formats, rounding to nearest, and the scales of a cache."""
+"""Weights in fewer bits: formats, and rounding to nearest."""
 
-from flexjax.quantize.cache import MOST_CLIPPED as MOST_CLIPPED
-from flexjax.quantize.cache import cache_dtypes as cache_dtypes
-from flexjax.quantize.cache import cache_scales as cache_scales
 from flexjax.quantize.formats import FORMATS as FORMATS
 from flexjax.quantize.formats import Format as Format
 from flexjax.quantize.formats import Quantized as Quantized

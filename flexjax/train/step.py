@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import TRAINING, Finding, abstract, check, refuse_idle_axes, sharding
 from flexjax.model import CausalLM, parameters
-from flexjax.nn import STACKED_BACKENDS, Precision, set_precision
+from flexjax.nn import STACKED_BACKENDS, Precision, with_precision
 from flexjax.refusal import Refusal
 from flexjax.train.form import reformed
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -210,8 +210,7 @@ def arranged(model: CausalLM, mesh: Mesh, loop: LoopConfig) -> CausalLM:
         model = model.stacked(stages=stages, microbatches=loop.microbatches)
     if loop.recompute_layers:
         model = model.recomputing()
-    set_precision(model, loop.precision)
-    return model
+    return with_precision(model, loop.precision)
 
 
 def shardings_of(tree: Any) -> Any:

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexjax.engine import EngineConfig
+from flexjax.engine import EngineConfig, pages_of
 from flexjax.engine.device import StepProgram, StepShape, compiler_options
 from flexjax.lab import Candidate, Refused, Setting, block_sizes, is_block_size
 from flexjax.model import CausalLM
+from flexjax.nn import layout_of
 
 Options = dict[str, Setting]  # As `compile(compiler_options=)` takes them.
 
@@ -19,7 +20,8 @@ def decode_program(
 ) -> StepProgram:
     """The engine's steps with room for `max_num_seqs` contexts of `context` tokens and one dispatch more."""
     pages_per_seq = -(-(context + config.decode_steps) // config.page_size)
-    pages = 1 + pages_per_seq * config.max_num_seqs
+    held = pages_of(layout_of(model).windows, config, context + config.decode_steps)
+    pages = [1 + n * config.max_num_seqs for n in held]
     return StepProgram(model, config, num_pages=pages, pages_per_seq=pages_per_seq, backend=backend, mesh=mesh)
 
 
@@ -34,7 +36,7 @@ def full_batch(program: StepProgram, context: int) -> np.ndarray:
     size, steps = program.config.max_num_seqs, program.config.decode_steps
     packed = np.zeros(packing.size, np.int32)
     f = packing.views(packed)
-    pages_per_seq = f["page_table"].shape[1]
+    pages_per_seq = f["page_table"].shape[-1]
     f["num_steps"][...] = steps
     f["slots"][:] = packing.idle_slot
     f["query_starts"][:] = np.minimum(np.arange(len(f["query_starts"])), size)
@@ -44,7 +46,9 @@ def full_batch(program: StepProgram, context: int) -> np.ndarray:
         f[name][:size] = value
     f["prompt_lengths"][:size] = context
     f["slots"][:size] = np.arange(size)
-    f["page_table"][:size] = 1 + np.arange(size * pages_per_seq).reshape(size, pages_per_seq)
+    held = pages_of(program.layout.windows, program.config, context + steps)
+    for table, n in zip(f["page_table"].reshape(-1, len(f["slots"]), pages_per_seq), held, strict=False):
+        table[:size] = 1 + n * np.arange(size)[:, None] + np.arange(pages_per_seq)[None] % n
     return packed
 
 

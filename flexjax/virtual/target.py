@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from flexjax.engine import EngineConfig
+from flexjax.engine import EngineConfig, pages_of
 from flexjax.engine.device import StepProgram, suited
 from flexjax.families import Family
 from flexjax.hardware import chips, topology
@@ -17,7 +17,7 @@ from flexjax.hardware.chips import Chip
 from flexjax.hardware.mesh import MeshConfig, make_mesh, preset, replicas
 from flexjax.hardware.roofline import Limits
 from flexjax.model import CausalLM
-from flexjax.nn import quantize_weights
+from flexjax.nn import layout_of, quantize_weights
 
 MOST_DEVICES = 256  # Of the larger grids that are tried.
 # Without a GPU there is nothing to time candidate kernels on.
@@ -90,6 +90,7 @@ def abstract_model(family: Family, hf: Mapping[str, Any], engine: EngineConfig, 
 def program_for(model: CausalLM, engine: EngineConfig, target: Target, batch: int, context: int) -> StepProgram:
     """The engine's steps for up to `batch` sequences of `context` tokens, all of which the cache holds at once."""
     pages = -(-context // engine.page_size)
+    windows = layout_of(model).windows
     sizes = dataclasses.replace(
         engine,
         max_num_seqs=batch,
@@ -99,7 +100,7 @@ def program_for(model: CausalLM, engine: EngineConfig, target: Target, batch: in
     return StepProgram(
         model,
         sizes,
-        num_pages=batch * pages + 1,
+        num_pages=[batch * held + 1 for held in pages_of(windows, sizes, context)],
         pages_per_seq=pages,
         backend=target.chip.platform,
         mesh=target.mesh,

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flexjax import nn
-from flexjax.model import Cache, CacheLeaf, CausalLM, RaggedBatch
+from flexjax.model import Cache, CausalLM, Kept, PagedKV, RaggedBatch
 from models.transformer.config import Layer, TransformerConfig
 
 
@@ -64,9 +64,7 @@ class PackedBlock(nnx.Module):
 
 
 class Transformer(CausalLM):
-    """`blocks` is a list with one array a layer, or after `stacked` a `Scan`, and the cache likewise a list with a
-    leaf a layer, or of one leaf with a leading layer axis.
-    """
+    """`blocks` is a list with one array a layer, or after `stacked` a `Scan`."""
 
     config: TransformerConfig
     blocks: Any
@@ -85,8 +83,10 @@ class Transformer(CausalLM):
         self.loops = self.packs = self.rows_apart = False
 
     def __call__(self, batch: RaggedBatch, cache: Cache) -> tuple[Float[Array, "T D"], Cache]:
+        windows = nn.layout_of(self).windows
+
         def attend(layer: Layer, pages: Any, index: Array | None, q: Array, k: Array, v: Array):
-            return nn.over_pages(q, k, v, pages, index, batch, **self._form(layer))
+            return nn.over_pages(q, k, v, pages, index, batch, windows.index(layer.window), **self._form(layer))
 
         return self._forward(batch.tokens, batch.positions, cache, attend)
 
@@ -100,11 +100,10 @@ class Transformer(CausalLM):
             positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
 
         def attend(layer: Layer, kv: Array | None, index: Array | None, q: Array, k: Array, v: Array):
-            return nn.over_rectangle(q, k, v, kv, index, positions, **self._form(layer))
+            # Where layers run in stages, q is of a microbatch, and the positions are of the whole batch.
+            return nn.over_rectangle(q, k, v, kv, index, None if kv is None else positions, **self._form(layer))
 
-        leaves = [None] * (1 if self.loops else self.config.num_layers) if cache is None else cache
-        hidden, new_cache = self._forward(tokens, positions, leaves, attend)
-        return hidden, None if cache is None else new_cache
+        return self._forward(tokens, positions, cache, attend)
 
     def _form(self, layer: Layer) -> dict[str, Any]:
         return dict(scale=self.query_scale, window=layer.window, softcap=self.config.attention_softcap)
@@ -118,18 +117,17 @@ class Transformer(CausalLM):
             x = x + self.position_embedding(positions)
         x = nn.whole(x)
 
-        def apply(layer: Layer, block: Any, tables: Any, index: Array | None, x: Array, leaf: Any):
-            return block(x, tables[layer.rope], functools.partial(attend, layer, leaf, index))
+        def apply(layer: Layer, block: Any, tables: Any, leaves: Any, indices: Any, x: Array):
+            (leaf,), (index,) = leaves, indices
+            x, leaf = block(x, tables[layer.rope], functools.partial(attend, layer, leaf, index))
+            return x, (leaf,)
 
+        layout = nn.layout_of(self)
         if self.loops:
-            (leaf,) = cache
-            x, leaf = self.blocks(x, positions, self._tables, leaf, apply)
-            return nn.whole(self.final_norm(x)), [leaf]
-        tables, new_cache = self._tables(positions), []
-        for layer, block, leaf in zip(config.layers, self.blocks, cache, strict=True):
-            x, leaf = apply(layer, block, tables, None, x, leaf)
-            new_cache.append(leaf)
-        return nn.whole(self.final_norm(x)), new_cache
+            x, cache = self.blocks(x, positions, self._tables, cache, apply, layout)
+        else:
+            x, cache = nn.in_a_row(config.layers, self.blocks, x, self._tables(positions), cache, apply, layout)
+        return nn.whole(self.final_norm(x)), cache
 
     def _tables(self, positions: Int[Array, "*T"]) -> dict[nn.Rope | None, nn.RopeTables]:
         """The cosines and sines of each of the layers' ropes."""
@@ -201,17 +199,10 @@ class Transformer(CausalLM):
     def rotary(self) -> tuple[bool, ...]:
         return tuple(layer.rope is not None for layer in self.config.layers)
 
-    @property
-    def _kept(self) -> list[nn.PagedKV]:
+    def kept(self) -> list[Kept]:
         c = self.config
         copies = c.num_heads // c.num_kv_heads
-        return [nn.PagedKV(c.num_kv_heads, c.head_dim, layer.window, copies) for layer in c.layers]
-
-    def cache_spec(self, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> list[Any]:
-        return nn.paged_leaves(self._kept, self.loops, num_pages, page_size, dtype)
-
-    def dense_cache_spec(self, batch_size: int, length: int, dtype: Any) -> list[CacheLeaf]:
-        return nn.dense_leaves(self._kept, self.loops, batch_size, length, dtype)
+        return [(PagedKV(c.num_kv_heads, c.head_dim, layer.window, copies),) for layer in c.layers]
 
 
 def _norm(config: TransformerConfig, make: nn.Maker, axis: str, kind: Any = None) -> nn.Norm:

@@ -27,7 +27,7 @@ def test_what_was_asked_for_is_what_was_allocated(tiny_directory, form, ask):
     stats = target.stats()
     target.stop()
     # Layers, tokens of prompt and answer but the last, keys and values of a head: none where nothing is counted.
-    per_token = sum(leaf.scales.size for leaf in target.engine.runner.cache) if cache else 0
+    per_token = sum(leaf.scales.size for (leaf,) in target.engine.runners[0].cache) if cache else 0
     assert stats.cache_values_written == 5 * per_token and stats.cache_values_clipped <= stats.cache_values_written / 50
     assert described["weights_dtype"] == (form or "bfloat16")
     assert described["cache_dtype"] == (cache or "bfloat16")

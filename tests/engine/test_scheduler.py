@@ -5,7 +5,7 @@ import collections
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexjax.engine.pages import PagePool
+from flexjax.engine.pages import PagePool, PagePools
 from flexjax.engine.request import Request, SamplingParams
 from flexjax.engine.scheduler import Scheduler
 from flexjax.engine.sequence import Sequence, Status
@@ -13,6 +13,7 @@ from flexjax.engine.text import TextStream
 
 PAGE_SIZE = 4
 MAX_LENGTH = 40
+MOST = 3  # Pages that a sequence holds of the layers with a window.
 
 
 def make_sequence(arrival: int, prompt: int, outputs: int, priority: int = 0) -> Sequence:
@@ -24,7 +25,7 @@ class FakeDevice:
     """Runs plans two dispatches late, as the engine does, and checks what each plan promises."""
 
     def __init__(self, num_pages: int, max_num_seqs: int, budget: int, decode_steps: int):
-        self.pool = PagePool(num_pages, PAGE_SIZE)
+        self.pool = PagePools([PagePool(num_pages, PAGE_SIZE), PagePool(num_pages, PAGE_SIZE, most=MOST)])
         self.scheduler = Scheduler(
             self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, decode_steps=decode_steps
         )
@@ -62,15 +63,18 @@ class FakeDevice:
                     self.admitted.append(sequence)
             assert chunk.start == self.next_row[sequence]
             self.next_row[sequence] = sequence.num_scheduled
-            assert len(sequence.pages) * PAGE_SIZE >= sequence.num_scheduled
+            every, windowed = sequence.pages
+            assert len(every) * PAGE_SIZE >= sequence.num_scheduled
+            assert len(windowed) == min(len(every), MOST)
             assert sequence.num_sampled <= sequence.limit
             if not sequence.prefilling:
                 assert sequence.num_scheduled == sequence.num_prompt + sequence.num_sampled - 1
 
     def check_pool(self) -> None:
         scheduler = self.scheduler
-        held = [page for s in scheduler.running for page in s.pages]
-        assert len(set(held)) == len(held) == self.pool.num_used
+        for table, pool in enumerate(self.pool.pools):
+            held = [page for s in scheduler.running for page in s.pages[table]]
+            assert len(set(held)) == len(held) == pool.num_used
         assert len(scheduler.running) <= scheduler.max_num_seqs
         assert all(not s.pages and s.slot == -1 for s in (*scheduler.waiting, *self.finished))
         assert [s.key for s in scheduler.waiting] == sorted(s.key for s in scheduler.waiting)

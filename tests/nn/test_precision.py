@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flexjax.nn import set_precision
+from flexjax.nn import with_precision
 from flexjax.nn.precision import product
 from models.transformer import Layer, Rope, TransformerConfig, build
 
@@ -63,11 +63,10 @@ def rounded_operands(model) -> int:
 def test_every_product_with_a_weight_is_rounded_and_no_other(tied):
     model = build(dataclasses.replace(CONFIG, tied_embeddings=tied), dtype=jnp.float32)
     assert rounded_operands(model) == 0
-    set_precision(model, "bfloat16")
+    rounding = with_precision(model, "bfloat16")
     # Seven weights in each of two layers and the head, each with its rows; scores and mixtures stay.
-    assert rounded_operands(model) == 2 * (2 * 7 + 1)
-    set_precision(model, "float32")
-    assert rounded_operands(model) == 0
+    assert rounded_operands(rounding) == 2 * (2 * 7 + 1)
+    assert rounded_operands(model) == rounded_operands(with_precision(rounding, "float32")) == 0
 
 
 def gradients(model) -> np.ndarray:
@@ -81,8 +80,7 @@ def test_the_same_products_are_rounded_in_a_loop_and_when_computed_again(form):
     plain = build(CONFIG, dtype=jnp.float32)
     other = getattr(build(CONFIG, dtype=jnp.float32), form)()
     exact = gradients(plain)
-    for model in (plain, other):
-        set_precision(model, "bfloat16")
-    want = gradients(plain)
-    np.testing.assert_allclose(gradients(other), want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    want = gradients(with_precision(plain, "bfloat16"))
+    got = gradients(with_precision(other, "bfloat16"))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
     assert np.abs(want - exact).max() > 1e-4 * np.abs(exact).max(), "else nothing was rounded"

@@ -10,7 +10,7 @@ from devices import run_tests
 from flax import nnx
 
 from flexjax.model import RaggedBatch, parameters, zeros
-from flexjax.nn import Scan, period
+from flexjax.nn import Scan, layout_of, period
 from models.transformer import Layer, Rope, TransformerConfig, build, save
 
 ROPE, LOCAL = Rope(1e6), Rope(1e4)
@@ -56,11 +56,14 @@ def test_a_step_is_the_same(models):
         max_query_len=5,
     )
     run = nnx.jit(lambda model, cache: model(batch, cache))
-    want, caches = run(plain, zeros(plain.cache_spec(5, 4, 1, jnp.float32)))
-    got, (cache,) = run(stacked, zeros(stacked.cache_spec(5, 4, 1, jnp.float32)))
+    want, caches = run(plain, zeros(layout_of(plain).paged(5, 4, 1, jnp.float32)))
+    got, pools = run(stacked, zeros(layout_of(stacked).paged(5, 4, 1, jnp.float32)))
     np.testing.assert_allclose(got, want, **ALIKE)
-    np.testing.assert_allclose(cache, jnp.stack(caches).reshape(cache.shape), **ALIKE)
-    np.testing.assert_array_equal(cache[:, 4], 0)  # A page of nobody.
+    layout = layout_of(stacked)
+    for pool, cache in zip(layout.pools, pools, strict=True):
+        together = jnp.stack([caches[layer][0] for layer in pool.layers])
+        np.testing.assert_allclose(cache, together.reshape(cache.shape), **ALIKE)
+        np.testing.assert_array_equal(cache[:, 4], 0)  # A page of nobody.
 
 
 def test_dense_is_the_same_with_a_cache_and_without(models):
@@ -71,7 +74,7 @@ def test_dense_is_the_same_with_a_cache_and_without(models):
     got, none = run(stacked, tokens, None, None)
     assert none is None
     np.testing.assert_allclose(got, want, **ALIKE)
-    cache = zeros(stacked.dense_cache_spec(2, 8, jnp.float32))
+    cache = zeros(layout_of(stacked).dense(2, 8, jnp.float32))
     positions = jnp.broadcast_to(jnp.arange(7, dtype=jnp.int32), (2, 7))
     for part in (slice(0, 4), slice(4, 7)):
         got, cache = run(stacked, tokens[:, part], positions[:, part], cache)
@@ -97,12 +100,14 @@ def test_weights_and_cache_carry_their_axes(models):
     for name, axes, value in parameters(stacked):
         assert len(axes) == value.ndim, name
         assert ("layers" in axes) == (".group." in name), name
-    (leaf,) = stacked.cache_spec(5, 4, 1, jnp.bfloat16)
-    one, *rest = plain.cache_spec(5, 4, 1, jnp.bfloat16)
+    layout = layout_of(stacked)
+    assert sorted(layer for pool in layout.pools for layer in pool.layers) == list(range(plain.config.num_layers))
+    ((one,), *_) = layout_of(plain).paged(5, 4, 1, jnp.bfloat16)
     pages, size, heads, _, head_dim = one.shape
-    assert leaf.shape == (1 + len(rest), pages, size, 2 * heads, head_dim)
-    assert (leaf.axes, leaf.copies) == (("layers", "pages", "page", "kv_heads", "head_dim"), one.copies)
-    assert leaf.paired and leaf.nbytes == len(plain.config.layers) * one.nbytes
+    for pool, leaf in zip(layout.pools, layout.paged(5, 4, 1, jnp.bfloat16), strict=True):
+        assert leaf.shape == (len(pool.layers), pages, size, 2 * heads, head_dim)
+        assert (leaf.axes, leaf.copies) == (("layers", "pages", "page", "kv_heads", "head_dim"), one.copies)
+        assert leaf.paired and leaf.nbytes == len(pool.layers) * one.nbytes
 
 
 @pytest.mark.parametrize("stages", [1, 2])

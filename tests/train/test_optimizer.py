@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from flexjax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from models.transformer import Layer, Rope, TransformerConfig, build
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=10, decay_fraction=0.25)
 
@@ -28,6 +30,21 @@ def test_only_matrices_decay():
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["matrix"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["norm"], 0)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_biases_of_several_axes_and_stacked_norms_do_not_decay(stacked):
+    shape = dict(vocab_size=16, d_model=8, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8, max_position=8)
+    config = TransformerConfig("Qwen2ForCausalLM", **shape, layers=(Layer(None, Rope(1e4)),) * 2, qkv_bias=True)
+    model = build(config, dtype=jnp.float32)
+    state = nnx.state(model.stacked() if stacked else model)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10, state)
+    ones = jax.tree.map(jnp.ones_like, state)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, state), optimizer.init(ones), ones)
+    decayed = {".".join(map(str, path)): bool(u[...].any()) for path, u in nnx.to_flat_state(updates)}
+    assert sum("bias" in name for name in decayed) == (3 if stacked else 6)
+    for name, decays in decayed.items():
+        assert decays == ("norm" not in name and "bias" not in name), name
 
 
 def test_a_large_gradient_is_clipped():

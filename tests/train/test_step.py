@@ -11,6 +11,7 @@ import pytest
 from devices import run_tests
 from flax import nnx
 
+from flexjax.model import CausalLM
 from flexjax.train.optimizer import OptimizerConfig
 from flexjax.train.step import LoopConfig, TrainProgram
 from models.transformer import Layer, Rope, Transformer, TransformerConfig, build
@@ -43,7 +44,7 @@ def test_layers_computed_again_need_less_memory(precision):
     assert temporaries(True) < 0.6 * temporaries(False)
 
 
-class Rows(nnx.Module):
+class Rows(CausalLM):
     """A model of another family, which can neither run in a loop nor compute a layer again."""
 
     config = DEEP

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from flexjax import files
+from flexjax import files, kernels
 from flexjax.bench import cost
 from flexjax.bench.metrics import PERCENTILES
 from flexjax.bench.report import plots, table
@@ -126,7 +126,10 @@ def _described(result: BenchResult) -> Iterator[tuple[str, list[Any]]]:
     for run in result.runs:
         said[run.side] |= run.described
     for run in result.runs:
-        said[run.side] |= {f"kernel {op}": ", ".join(bodies) for op, bodies in run.kernels.items()}
+        said[run.side] |= {
+            f"kernel {op}": "; ".join(kernels.in_words(op, body) for body in bodies)
+            for op, bodies in run.kernels.items()
+        }
     for name in dict.fromkeys(itertools.chain.from_iterable(said.values())):
         yield _words(name), [said[side].get(name, "–") for side in result.sides]
 

@@ -17,9 +17,20 @@ class Packing:
     array; floats travel as their bits. Slot `idle_slot` takes what padding sequences write. A step makes at most
     `num_steps` tokens a sequence."""
 
-    def __init__(self, num_rows: int, num_seqs: int, pages_per_seq: int, idle_slot: int, num_steps: int = 1):
+    def __init__(
+        self,
+        num_rows: int,
+        num_seqs: int,
+        pages_per_seq: int,
+        idle_slot: int,
+        num_steps: int = 1,
+        page_size: int = 1,
+        num_tables: int = 1,
+    ):
+        """`num_tables`: of pages; a model that has none is given one all the same, of nobody's pages."""
         t, b = num_rows, num_seqs
-        self.idle_slot = idle_slot
+        self.idle_slot, self.page_size = idle_slot, page_size
+        tables = () if num_tables <= 1 else (num_tables,)
         ints, floats = np.int32, np.float32
         self.fields: dict[str, tuple[Any, tuple[int, ...]]] = {
             "num_steps": (ints, ()),
@@ -29,7 +40,7 @@ class Packing:
             "kv_lengths": (ints, (b,)),
             "slots": (ints, (b,)),
             "samples": (ints, (b,)),
-            "page_table": (ints, (b, pages_per_seq)),
+            "page_table": (ints, (*tables, b, pages_per_seq)),
             "seed": (np.uint32, (b,)),
             "temperature": (floats, (b,)),
             "top_k": (ints, (b,)),
@@ -85,7 +96,11 @@ class Packing:
             f["kv_lengths"][i] = end
             f["slots"][i] = sequence.slot
             f["samples"][i] = chunk.samples
-            f["page_table"][i, : len(sequence.pages)] = sequence.pages
+            entries = -(-(end + max(chunk.samples - 1, 0)) // self.page_size)
+            tables = f["page_table"] if f["page_table"].ndim == 3 else f["page_table"][None]
+            for pages, table in zip(sequence.pages, tables, strict=False):
+                # Past the last page that a sequence holds begins the first again: what it held lies behind the window.
+                table[i, :entries] = np.resize(pages, entries)
             _pack_controls(f, i, sequence)
             if sequence.request.forced:
                 first = end - sequence.num_prompt  # The output that this chunk's first sample is.

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flexjax.hardware.sharding import SERVING, check, refuse_idle_axes, sharding
 from flexjax.kernels.ragged_paged_attention import numbers_per_token, rescaled
 from flexjax.model import Axes, CacheLeaf, CausalLM, parameters, zeros
+from flexjax.nn import layout_of
 from flexjax.refusal import Refusal
 
 
@@ -50,7 +51,9 @@ class Placement:
         where = None if self.mesh is None else sharding(axes, value.shape, self.mesh, SERVING)
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where)
 
-    def cache_spec(self, model: CausalLM, num_pages: int, page_size: int, num_slots: int, dtype: Any) -> Any:
+    def cache_spec(
+        self, model: CausalLM, num_pages: int | Sequence[int], page_size: int, num_slots: int, dtype: Any
+    ) -> Any:
         """The model's cache, each kv head as often in it as devices share it (where their query heads divide)."""
 
         def shared(leaf: CacheLeaf) -> CacheLeaf:
@@ -64,7 +67,7 @@ class Placement:
                 return dataclasses.replace(leaf, axes=axes) if leaf.paired else leaf
             return dataclasses.replace(leaf, shape=(*leaf.shape[:i], copies * leaf.shape[i], *leaf.shape[i + 1 :]))
 
-        return _map(shared, model.cache_spec(num_pages, page_size, num_slots, dtype))
+        return _map(shared, layout_of(model).paged(num_pages, page_size, num_slots, dtype))
 
     def abstract_cache(self, spec: Any) -> Any:
         return _map(lambda leaf: self.abstract(leaf, leaf.axes), spec)
@@ -79,12 +82,12 @@ class Placement:
         """What `make` returns, made where `like`, its abstract value, says that it stays."""
         return make() if self.mesh is None else self.jit(make, shardings_of(like))()
 
-    def empty_cache(self, spec: Any, scales: np.ndarray | None = None) -> Any:
-        """The cache of that spec, of zeros; pages that have scales need them, `[L, K, 2, H]`."""
+    def empty_cache(self, spec: Any, scales: Sequence[np.ndarray] | None = None) -> Any:
+        """The cache of that spec, of zeros; pages that have scales need them (`cache_scales`)."""
 
         def make() -> Any:
             cache = zeros(spec)
-            return cache if scales is None else rescaled(cache, jnp.asarray(scales))
+            return cache if scales is None else rescaled(cache, [jnp.asarray(scale) for scale in scales])
 
         abstract = self.abstract_cache(spec)
         assert scales is not None or not numbers_per_token(abstract), "an int8 or float8 cache needs its scales"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from flexjax import kernels
 from flexjax.engine.config import EngineConfig
+from flexjax.engine.device.cache_scales import cache_scales
 from flexjax.engine.device.calibration import Calibration
 from flexjax.engine.device.placement import shardings_of
 from flexjax.engine.device.sampling import Sampled, empty_memory
@@ -20,8 +21,7 @@ from flexjax.engine.device.step import LAYOUT_BACKENDS, StepProgram, StepShape, 
 from flexjax.engine.scheduler import Plan
 from flexjax.hardware import memory
 from flexjax.kernels.ragged_paged_attention import numbers_per_token
-from flexjax.model import CausalLM
-from flexjax.quantize import cache_scales
+from flexjax.model import CacheLeaf, CausalLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StepRunner:
         model: CausalLM,
         config: EngineConfig,
         *,
-        num_pages: int,
+        num_pages: int | Sequence[int],
         pages_per_seq: int,
         mesh: Mesh | None = None,
         calibration: Callable[[], Calibration] | None = None,
@@ -58,7 +58,9 @@ class StepRunner:
             mesh=mesh,
         )
         self.placement = self.program.placement
-        self.num_pages = num_pages
+        self.layout = self.program.layout
+        # Of all page tables, with the one of each that is nobody's.
+        self.num_pages = num_pages if isinstance(num_pages, int) else sum(num_pages)
         self._options = compiler_options(config, backend)
         self._weights = jax.tree.leaves(nnx.state(model))
         if mesh is not None:
@@ -73,7 +75,7 @@ class StepRunner:
         self.costs: list[StepCost] = []
         self.compile_seconds = 0.0
 
-    def _scales(self, calibration: Callable[[], Calibration] | None) -> np.ndarray:
+    def _scales(self, calibration: Callable[[], Calibration] | None) -> list[np.ndarray]:
         model = self.model()
         sequences = Calibration.of(None, model.config) if calibration is None else calibration()
         with self.placement.in_use():
@@ -99,6 +101,14 @@ class StepRunner:
     @property
     def cache_bytes(self) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.cache))
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values in all layers."""
+        leaves = jax.tree.leaves(self.program.cache_spec, is_leaf=lambda x: isinstance(x, CacheLeaf))
+        paged = [leaf for leaf in leaves if "pages" in leaf.axes]
+        per_page = sum(leaf.nbytes // leaf.shape[leaf.axes.index("pages")] for leaf in paged)
+        return per_page // self.program.config.page_size
 
     def model(self) -> CausalLM:
         """The model over the same weights; nothing is copied."""

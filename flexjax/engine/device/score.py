@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import jax
@@ -42,9 +42,9 @@ class Scorer:
         cache_dtype,
         rows_per_step: int,
         placement: Placement,
-        cache_scales: np.ndarray | None = None,
+        cache_scales: Sequence[np.ndarray] | None = None,
     ):
-        """`cache_scales` are those of an int8 or float8 cache (`flexjax.quantize.cache_scales`)."""
+        """`cache_scales` are those of an int8 or float8 cache (`flexjax.engine.device.cache_scales`)."""
         self.rows_per_step = rows_per_step
         self._placement = placement
         self._graphdef, self._state = nnx.split(model)

@@ -5,6 +5,7 @@ integers from the host, and gives back the tokens it sampled.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from flexjax.engine.request import MAX_LOGPROBS
 from flexjax.kernels.matmul import packs
 from flexjax.kernels.ragged_paged_attention import num_clipped
 from flexjax.model import CausalLM, RaggedBatch, parameters
-from flexjax.nn import STACKED_BACKENDS
+from flexjax.nn import STACKED_BACKENDS, layout_of
 from flexjax.refusal import Unsupported
 
 
@@ -106,13 +107,15 @@ class StepProgram:
         model: CausalLM,
         config: EngineConfig,
         *,
-        num_pages: int,
+        num_pages: int | Sequence[int],
         pages_per_seq: int,
         backend: str,
         mesh: Mesh | None = None,
     ):
+        """`num_pages` of each page table, or of all alike."""
         self.config = config
         self.placement = Placement(mesh)
+        self.layout = layout_of(model)
         self.shapes = step_shapes(config, backend, model.rows_apart)
         self.vocab_size = model.config.vocab_size
         self.cache_dtype = jnp.dtype(config.cache_dtype or config.dtype)
@@ -133,6 +136,8 @@ class StepProgram:
                 pages_per_seq,
                 idle_slot=config.max_num_seqs,
                 num_steps=config.decode_steps if shape.decodes_only else 1,
+                page_size=config.page_size,
+                num_tables=len(self.layout.windows),
             )
             for shape in self.shapes
         }
@@ -207,8 +212,8 @@ def _mixed_step(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_s
 def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max_steps: int):
     """`num_steps` tokens a sequence in one dispatch.
 
-    A sequence with fewer `samples` to make stays on its last row, writes the same keys and values there
-    again and samples the same token, which changes nothing.
+    A sequence with fewer `samples` to make stays on its last row: it writes the same keys and values there again, and
+    its state and its last token it leaves as they are.
     """
     num_seqs = f["slots"].shape[0]
     live = f["kv_lengths"] > 0
@@ -247,11 +252,14 @@ def _decode_steps(model: CausalLM, cache, memory: Memory, f: dict[str, Any], max
 
 def _forward(model, cache, memory: Memory, f, tokens, positions, kv_lengths, fresh, step, max_query_len: int):
     slots, starts = f["slots"], f["query_starts"]
-    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], slots, max_query_len)
+    idle = memory.last_tokens.shape[0] - 1  # Takes what a row that is not `fresh` would write.
+    states = jnp.where(fresh, slots, idle)
+    batch = RaggedBatch(tokens, positions, starts, kv_lengths, f["page_table"], states, max_query_len)
     hidden, cache = model(batch, cache)
     controls = _controls(f, step)
     memory = count_fed(memory, controls, slots, tokens, positions, starts, fresh)
     last_rows = jnp.maximum(starts[1:] - 1, 0)
     sampled = sample(model.logits(hidden[last_rows]), controls, memory, slots, kv_lengths)
-    memory = dataclasses.replace(memory, last_tokens=memory.last_tokens.at[slots].set(sampled.tokens))
+    yields = jnp.where(fresh & (f["samples"] > 0), slots, idle)
+    memory = dataclasses.replace(memory, last_tokens=memory.last_tokens.at[yields].set(sampled.tokens))
     return cache, memory, sampled

@@ -92,3 +92,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flexjax_read_memory, ReadMemory,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Ret<ffi::Buffer<ffi::U32>>());
+
+// The best of `InstructionSet` that this processor has, up to the one wanted.
+extern "C" __attribute__((visibility("default"))) int64_t flexjax_instruction_set(int64_t wanted) {
+  return static_cast<int64_t>(Best(wanted));
+}

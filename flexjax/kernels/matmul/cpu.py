@@ -1,5 +1,6 @@
 """Packed weights on the CPU: the C++ of cpu.cc, called through jax.ffi."""
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ LIBRARY = Path(__file__).with_name("_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 ACTIVATIONS = ("none", "silu", "gelu_tanh")
+
+
+def instruction_set() -> str:
+    """The one of `INSTRUCTION_SETS` that products use on this processor."""
+    best = native.load(LIBRARY).flexjax_instruction_set
+    best.restype = ctypes.c_int64
+    return INSTRUCTION_SETS[best(ctypes.c_int64(len(INSTRUCTION_SETS) - 1))]
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
 """What pages hold: keys and values in the dtypes that a cache may have, and how they get in and out in plain JAX."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,17 +86,17 @@ def put_back(pool: Pages, stacked: Any, layer: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda new, old: new.reshape(old.shape), pool, stacked)
 
 
-def rescaled(cache: Any, scales: Float[Array, "L K 2 H"]) -> Any:
-    """A cache with the `ScaledPages` of each of its L layers at these scales, one leaf a layer or one of all; each kv
-    head's as often in a row as the pages hold it."""
+def rescaled(cache: Any, scales: Sequence[Float[Array, "..."]]) -> Any:
+    """A cache with its `ScaledPages`, in their order, at these scales, `[K, 2, H]` or of stacked layers `[L, K, 2, H]`;
+    each kv head's as often in a row as the pages hold it."""
 
     def with_scales(pages: Any, own: Array) -> Any:
         copies = pages.scales.shape[-3] // own.shape[-3]
         return dataclasses.replace(pages, scales=jnp.repeat(own, copies, axis=-3).astype(pages.scales.dtype))
 
-    layers = jax.tree.leaves(cache, is_leaf=_is_scaled)
-    own = [scales] if layers[0].scales.ndim == 4 else list(scales)
-    found = [with_scales(pages, scale) for pages, scale in zip(layers, own, strict=True)]
+    left = list(scales)
+    found = [with_scales(x, left.pop(0)) if _is_scaled(x) else x for x in jax.tree.leaves(cache, is_leaf=_is_scaled)]
+    assert not left
     return jax.tree.unflatten(jax.tree.structure(cache, is_leaf=_is_scaled), found)
 
 

@@ -58,7 +58,7 @@ def test_everything_is_on_it(written, result):
     assert "All of it took 4 min 2 s." in text and "INVALID" not in text
     assert "4.000 ✓ held , 8.800 ✗ missed , 8.000 ✓ held" in text  # The search, as it was tried.
     assert "Server, probe at 8.0/s – stock" in text  # A probe has a verdict and no round.
-    assert "kernel quantized matmul – a, b" in text
+    assert "kernel matmul – a; b" in text
     assert result.notes[0] in text
     assert environment.collect()["system.cpu.model"] in text
     assert '"max_num_seqs": 16' in text

@@ -17,11 +17,11 @@ from flexjax.engine.device.score import Scorer
 from flexjax.engine.device.step import StepProgram
 from flexjax.hardware.mesh import MeshConfig, make_mesh
 from flexjax.hardware.sharding import SERVING, check, place
-from flexjax.kernels.ragged_paged_attention import Int4Pages, ragged_paged_attention
+from flexjax.kernels.ragged_paged_attention import Int4Pages, ScaledPages, ragged_paged_attention
 from flexjax.model import CacheLeaf, parameters, zeros
 from models.transformer import Layer, Rope, TransformerConfig, build, load
 
-GOLDEN = sorted(p.parent for p in (Path(__file__).parents[1] / "models/transformer/golden").glob("*/golden.npz"))
+GOLDEN = sorted(p.parent for p in (Path(__file__).parents[2] / "models/transformer/golden").glob("*/golden.npz"))
 LLAMA = dict(
     architecture="LlamaForCausalLM", vocab_size=512, d_model=128, num_heads=8, num_kv_heads=2, head_dim=32, d_ff=256,
     max_position=4096, layers=(Layer(rope=Rope()),) * 2,
@@ -109,7 +109,7 @@ def test_weights_and_cache_are_really_split(llama):
 def test_an_int4_cache_is_split_with_its_scales(llama):
     placement = Placement(tensor_mesh(4))
     spec = placement.cache_spec(llama, 64, 16, 1, jnp.int4)
-    for layer in placement.made(lambda: zeros(spec), placement.abstract_cache(spec)):
+    for (layer,) in placement.made(lambda: zeros(spec), placement.abstract_cache(spec)):
         # Two kv heads for four devices: each is held twice, one a device, with the scales of its keys and its values.
         assert {s.data.shape for s in layer.values.addressable_shards} == {(64, 1, 16, 32)}
         assert {s.data.shape for s in layer.scales.addressable_shards} == {(64, 2, 16)}
@@ -130,10 +130,10 @@ def test_a_split_cache_of_few_bits_scores_like_a_whole_one(llama, dtype: str):
 def test_a_split_cache_has_the_scales_of_a_whole_one(llama, stacked: bool):
     model, config = llama.stacked() if stacked else llama, EngineConfig(dtype="float32", cache_dtype="int8")
     runners = [StepRunner(model, config, num_pages=4, pages_per_seq=2, mesh=mesh) for mesh in (None, tensor_mesh(4))]
-    whole, split = (runner.cache_scales for runner in runners)
+    whole, split = (np.stack(runner.cache_scales) for runner in runners)
     # A sum in another order may bring a number over the next power of two.
     assert (whole == split).mean() > 0.99
-    for pages in runners[1].cache:
+    for pages in jax.tree.leaves(runners[1].cache, is_leaf=lambda x: isinstance(x, ScaledPages)):
         # Two kv heads for four devices: each is held twice, one a device, with its scales and counts.
         assert {s.data.shape[-4:] for s in pages.values.addressable_shards} in ({(16, 1, 2, 32)}, {(4, 16, 2, 32)})
         assert {s.data.shape[-3:] for s in pages.scales.addressable_shards} == {(1, 2, 32)}

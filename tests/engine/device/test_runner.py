@@ -43,8 +43,7 @@ def copy_of(model):
 def test_stacked_layers_in_the_compilers_layouts_give_the_same_tokens(tiny_model, like_a_tpu):
     model = copy_of(tiny_model)
     engine = Engine(model, None, CONFIG)
-    (pages,) = engine.runner.cache
-    assert pages.shape[0] == 2  # Layers.
+    assert [pages.shape[0] for pages in engine.runner.cache] == [1, 1]  # Layers of each window.
     assert isinstance(engine.runner.model().blocks, Scan)
     assert all(block.mlp.up.weight.get_value().is_deleted() for block in model.blocks)  # Taken over, not held twice.
     got = answers(engine)
@@ -58,4 +57,3 @@ def test_a_model_without_another_form_stays_as_it_is(tiny_model, like_a_tpu):
     stacked = tiny_model.stacked()
     assert step_module.suited(stacked, "cpu") is stacked
     assert step_module.suited(tiny_model, "gpu") is tiny_model
-    assert step_module.suited("no model", "cpu") == "no model"

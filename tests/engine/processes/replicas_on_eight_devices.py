@@ -10,7 +10,7 @@ from flexjax import LLM, SamplingParams
 from flexjax.engine import Replicas
 from flexjax.hardware.mesh import MeshConfig, presets
 
-FOLDER = Path(__file__).parents[1] / "models" / "transformer" / "golden" / "llama3"  # 8 heads, 2 kv heads.
+FOLDER = Path(__file__).parents[2] / "models" / "transformer" / "golden" / "llama3"  # 8 heads, 2 kv heads.
 SIZES = dict(dtype="float32", max_num_seqs=4, max_num_batched_tokens=32, page_size=8, max_model_len=112)
 MESHES = sorted(
     {(size, config) for (_, purpose, size), config in presets().items() if purpose == "serving" and 1 < size <= 8},

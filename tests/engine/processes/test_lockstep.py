@@ -16,7 +16,7 @@ from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
 from flexjax.engine.processes.lockstep import Followers, follow, watch
 from flexjax.engine.scheduler import Plan
 
-FOLDER = Path(__file__).parents[1] / "models" / "transformer" / "golden" / "llama3"
+FOLDER = Path(__file__).parents[2] / "models" / "transformer" / "golden" / "llama3"
 MESHES = ["one over both", "one in each", "two over both"]
 
 

@@ -118,7 +118,7 @@ def test_scales_are_those_of_each_layer_and_head_and_numbers_are_counted_over_al
     layers = [ScaledPages(*(x[i] for x in jax.tree.leaves(stacked_cache(3, 2 * copies)))) for i in range(3)]
     cache = [stacked_cache(3, 2 * copies)] if stacked else layers
     scales = jnp.exp2(jnp.arange(3 * 2 * 2 * 8).reshape(3, 2, 2, 8) % 11)
-    leaves = rescaled(cache, scales)
+    leaves = rescaled(cache, [scales] if stacked else list(scales))
     for layer in range(3):
         own = leaves[0].scales[layer] if stacked else leaves[layer].scales
         np.testing.assert_array_equal(own, np.repeat(scales[layer], copies, axis=0))

@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from flexjax.model import RaggedBatch, zeros
-from models.transformer import Layer, Rope, TransformerConfig, build, modeling
+from flexjax.nn import attention as attention_module
+from flexjax.nn import layout_of
+from models.transformer import Layer, Rope, TransformerConfig, build
 
 SHAPE = dict(vocab_size=48, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24, max_position=64)
 ROPE = Rope()
@@ -86,7 +88,7 @@ def test_causality_by_gradient(model):
         hidden, _ = nnx.merge(graph, embedding, rest).dense(jnp.arange(11, dtype=jnp.int32)[None])
         return jnp.vdot(hidden[0, 6], direction)
 
-    gradient = jax.grad(state_at_6)(embedding)["embedding"][...]
+    gradient = jax.grad(state_at_6)(embedding)["embedding"]["table"][...]
     influence = jnp.square(gradient).sum(-1)[:11]
     assert (influence[7:] == 0).all()
     assert (influence[:7] > 0).all()
@@ -105,7 +107,7 @@ def test_a_window_hides_what_lies_behind_it():
 def test_dense_with_cache_equals_dense(model):
     """Both in two chunks, and with rows at different positions."""
     whole = np.asarray(dense(model, jnp.asarray(TOKENS))[0])
-    cache = zeros(model.dense_cache_spec(2, 16, jnp.float32))
+    cache = zeros(layout_of(model).dense(2, 16, jnp.float32))
     positions = np.broadcast_to(np.arange(11, dtype=np.int32), (2, 11))
     first, cache = dense(model, jnp.asarray(TOKENS[:, :4]), jnp.asarray(positions[:, :4]), cache)
     rest, cache = dense(model, jnp.asarray(TOKENS[:, 4:]), jnp.asarray(positions[:, 4:]), cache)
@@ -120,14 +122,14 @@ def test_dense_with_cache_equals_dense(model):
 def test_ragged_equals_dense_whole_chunked_and_padded(model):
     tokens = TOKENS[0]
     expected = np.asarray(dense(model, jnp.asarray(tokens[None]))[0][0])
-    empty = zeros(model.cache_spec(5, 4, 1, jnp.float32))
+    empty = zeros(layout_of(model).paged(5, 4, 1, jnp.float32))
 
     whole, whole_cache = paged(model, ragged(tokens, 0), empty)
     np.testing.assert_allclose(whole, expected, **EXACT_ENOUGH)
 
     padded, padded_cache = paged(model, ragged(tokens, 0, padding=5), empty)
     np.testing.assert_allclose(padded[:11], expected, **EXACT_ENOUGH)
-    for leaf, other in zip(padded_cache, whole_cache, strict=True):
+    for (leaf,), (other,) in zip(padded_cache, whole_cache, strict=True):
         np.testing.assert_allclose(leaf, other, **EXACT_ENOUGH)  # No row of padding was written.
 
     first, cache = paged(model, ragged(tokens[:6], 0), empty)
@@ -139,9 +141,10 @@ def test_every_parameter_and_cache_leaf_names_its_axes(model):
     sizes = model.config.axis_sizes
     for path, parameter in nnx.to_flat_state(nnx.state(model)):
         assert parameter.shape == tuple(sizes[axis] for axis in parameter.axes), path
-    for spec in (model.cache_spec(5, 4, 1, jnp.bfloat16), model.dense_cache_spec(2, 8, jnp.bfloat16)):
+    layout = layout_of(model)
+    for spec in (layout.paged(5, 4, 1, jnp.bfloat16), layout.dense(2, 8, jnp.bfloat16)):
         assert len(spec) == model.config.num_layers
-        for leaf in spec:
+        for (leaf,) in spec:
             assert len(leaf.axes) == len(leaf.shape)
             assert leaf.shape[2:] == (model.config.num_kv_heads, 2, model.config.head_dim)
 
@@ -193,8 +196,8 @@ def test_config_invariants(changes, message):
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_in_blocks_is_attention(window, monkeypatch):
     """And so are its gradients: a row's sums are the same whichever rows are computed beside it."""
-    monkeypatch.setattr(modeling, "LONG_CONTEXT", 8)
-    monkeypatch.setattr(modeling, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention_module, "LONG_CONTEXT", 8)
+    monkeypatch.setattr(attention_module, "QUERY_BLOCK", 4)
     q, k, v = (jax.random.normal(jax.random.key(n), (2, 16, n, 8)) for n in (4, 2, 1))
     v = jnp.concatenate([v, 2 * v], axis=2)
     positions = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32), (2, 16))
@@ -204,5 +207,5 @@ def test_attention_in_blocks_is_attention(window, monkeypatch):
         loss = lambda *args: jnp.sin(mixed(*args)).sum()
         return jax.jit(lambda *args: (mixed(*args), jax.grad(loss, (0, 1, 2))(*args)))(q, k, v)
 
-    whole, blocks = gradients(modeling.dense_attention), gradients(modeling.attention_in_blocks)
+    whole, blocks = gradients(attention_module.dense_attention), gradients(attention_module.attention_in_blocks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), blocks, whole)

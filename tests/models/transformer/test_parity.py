@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from flexjax.model import CausalLM, RaggedBatch, zeros
+from flexjax.nn import layout_of
 from models import transformer
 
 GOLDEN = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/golden.npz"))
@@ -91,7 +92,7 @@ def test_dense_greedy_text(golden):
 def test_ragged_prefill_in_chunks_and_decode(golden):
     """The first seven tokens of each prompt in one step, the rest in the next, then token by token."""
     model, cases = golden
-    cache = zeros(model.cache_spec(NUM_PAGES, PAGE_SIZE, 1, jnp.float32))
+    cache = zeros(layout_of(model).paged(NUM_PAGES, PAGE_SIZE, 1, jnp.float32))
     prompts = [prompt for prompt, _, _ in cases[1:]]
     first, cache = step(model, cache, [p[:7] for p in prompts], [0, 0], 64)
     second, cache = step(model, cache, [p[7:] for p in prompts], [7, 7], 64)
@@ -110,7 +111,7 @@ def test_ragged_prefill_in_chunks_and_decode(golden):
 def test_token_by_token_logits_equal_the_published_prefill(golden):
     model, cases = golden
     prompt, expected, _ = cases[2]
-    cache = zeros(model.cache_spec(NUM_PAGES, PAGE_SIZE, 1, jnp.float32))
+    cache = zeros(layout_of(model).paged(NUM_PAGES, PAGE_SIZE, 1, jnp.float32))
     for position, token in enumerate(prompt[:24]):
         (logits, _), cache = step(model, cache, [prompt[position : position + 1], token[None]], [position] * 2, 2)
         np.testing.assert_allclose(logits[0], expected[position], rtol=0, atol=TOLERANCE)

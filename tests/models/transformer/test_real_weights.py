@@ -14,6 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from flexjax.model import zeros
+from flexjax.nn import layout_of
 from models import transformer
 
 # The beginning of the greedy text in llama2.c's doc/stories260K.md.
@@ -101,7 +102,7 @@ def test_stories260k_writes_its_story(shared_data, tmp_path):
     vocabulary = pieces(source / "tok512.bin")
     assert len(vocabulary) == model.config.vocab_size
 
-    cache = zeros(model.dense_cache_spec(1, 128, jnp.float32))
+    cache = zeros(layout_of(model).dense(1, 128, jnp.float32))
     token = jnp.full((1, 1), BOS, jnp.int32)
     text = b""
     for position in range(100):

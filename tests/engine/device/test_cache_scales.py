@@ -8,15 +8,15 @@ from flax import nnx
 
 from flexjax.data.corpus import held_out_documents
 from flexjax.engine import Engine, EngineConfig, Request, SamplingParams
+from flexjax.engine.device.cache_scales import MARGIN, cache_dtypes, cache_scales
 from flexjax.engine.device.calibration import Calibration
 from flexjax.engine.device.placement import Placement
 from flexjax.engine.device.score import Scorer
-from flexjax.engine.limits import num_pages
+from flexjax.engine.limits import page_pools
 from flexjax.engine.tokenizer import load_vocabulary
 from flexjax.kernels.ragged_paged_attention import LARGEST, num_clipped
 from flexjax.model import zeros
-from flexjax.quantize import cache_dtypes, cache_scales
-from flexjax.quantize.cache import MARGIN
+from flexjax.nn import layout_of
 from flexjax.refusal import Refusal
 from models import transformer
 from models.transformer import Layer, Rope, TransformerConfig, build
@@ -34,15 +34,21 @@ def model():
 
 def scales_of(model, dtype, vocabulary=None):
     calibration = Calibration.of(vocabulary, model.config)
-    return cache_scales(model, dtype, calibration.seen, calibration.held_out)
+    found = cache_scales(model, dtype, calibration.seen, calibration.held_out)
+    return np.concatenate([scales.reshape(-1, *scales.shape[-3:]) for scales in found])
+
+
+def by_leaf(model, scales):
+    """Of each layer, as the cache of the model's form has them."""
+    return None if scales is None else [scales] if model.loops else list(scales)
 
 
 def keys_and_values(model, tokens):
     """Those of every layer, float32 [L, B * T, K, 2, H], by the plain form."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    cache = zeros(model.dense_cache_spec(*tokens.shape, jnp.float32))
+    cache = zeros(layout_of(model).dense(*tokens.shape, jnp.float32))
     _, cache = nnx.jit(lambda model, *arguments: model.dense(*arguments))(model, jnp.asarray(tokens), positions, cache)
-    return np.stack([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in cache])
+    return np.stack([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for (leaf,) in cache])
 
 
 @pytest.mark.parametrize("dtype", LARGEST)
@@ -69,15 +75,15 @@ def larger(model, layer: int, by: float):
     """The model with the values of a layer so many times as large, and what comes of them as much smaller."""
     model = nnx.merge(*nnx.split(model))
     attention = model.blocks[layer].attention
-    attention.value.set_value(attention.value[...] * by)
-    attention.out.set_value(attention.out[...] / by)
+    attention.value.weight.set_value(attention.value.weight[...] * by)
+    attention.out.weight.set_value(attention.out.weight[...] / by)
     return model
 
 
 def score(model, dtype, scales=None, tokens=range(40), length=64):
     scorer = Scorer(
         model, max_model_len=length, page_size=8, cache_dtype=jnp.dtype(dtype), rows_per_step=16,
-        placement=Placement(None), cache_scales=scales,
+        placement=Placement(None), cache_scales=by_leaf(model, scales),
     )  # fmt: skip
     logits = scorer(list(tokens))
     return logits, num_clipped(scorer._cache)
@@ -115,13 +121,14 @@ def test_what_is_clipped_is_counted(model, stacked):
     found = np.abs(keys_and_values(model, tokens))
     # Layers after the first see what clipping has made of the one before.
     first = int((found[0] > 127 * small[0]).sum())
+    model = model.stacked() if stacked else model
     scorer = Scorer(
-        model.stacked() if stacked else model, max_model_len=64, page_size=8, cache_dtype=jnp.dtype("int8"),
-        rows_per_step=64, placement=Placement(None), cache_scales=small,
+        model, max_model_len=64, page_size=8, cache_dtype=jnp.dtype("int8"),
+        rows_per_step=64, placement=Placement(None), cache_scales=by_leaf(model, small),
     )  # fmt: skip
     scorer(tokens[0].tolist())
     (leaf, *_) = scorer._cache
-    counts = np.asarray(leaf.clipped[0] if stacked else leaf.clipped)
+    counts = np.asarray(leaf.clipped[0] if stacked else leaf[0].clipped)
     assert first > 0 and abs(int(counts.sum()) - first) <= 1  # A number at the very edge may fall to either side.
     assert int(num_clipped(scorer._cache)) > counts.sum()
 
@@ -186,7 +193,7 @@ TOKEN_BYTES = {"int8": 2 * 16, "float8_e4m3fn": 2 * 16, "int4": 16 + 2 * 2}
 def test_the_engine_decodes_from_it(dtype):
     config = EngineConfig(dtype="float32", cache_dtype=dtype, max_num_seqs=2, max_num_batched_tokens=32)
     engine = Engine(build(CONFIG, dtype=jnp.float32), None, config)
-    assert cache_dtypes(engine.runner.cache) == {dtype}
+    assert cache_dtypes(engine.runner.cache, engine.runner.layout) == {dtype}
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(engine.runner.cache)}
     assert dtypes == ({"int8", "bfloat16"} if dtype == "int4" else {dtype, "float32", "uint32"})
     tokens_held = engine.runner.num_pages * config.page_size
@@ -213,7 +220,7 @@ def test_the_engine_decodes_from_it(dtype):
 def test_the_engine_counts_what_is_clipped_since_the_last_reset():
     config = EngineConfig(dtype="float32", cache_dtype="int8", max_num_seqs=2, max_num_batched_tokens=32)
     engine = Engine(build(CONFIG, dtype=jnp.float32), None, config)
-    small = [dataclasses.replace(pages, scales=pages.scales / 16) for pages in engine.runner.cache]
+    small = [(dataclasses.replace(pages, scales=pages.scales / 16),) for (pages,) in engine.runner.cache]
     engine.runner.cache = small
 
     def run(name: str) -> tuple[int, int]:
@@ -235,4 +242,5 @@ def test_a_page_is_charged_for_all_that_it_holds(model):
     config = EngineConfig(dtype="float32", cache_dtype="int4", max_num_seqs=64, max_num_batched_tokens=65, page_size=16)
     page_bytes = 2 * 2 * 16 * TOKEN_BYTES["int4"]
     limited = dataclasses.replace(config, cache_gib=10 * page_bytes / 2**30)
-    assert num_pages(limited, model, 64, Placement(None)) == 10
+    (pool,) = page_pools(limited, model, 64, Placement(None)).pools
+    assert pool.capacity + 1 == 10
