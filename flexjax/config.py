@@ -137,7 +137,8 @@ def _complete(cls: type, values: Any, path: str, overrides: Sequence[str]) -> Co
         else:
             filled[name] = config_dict.placeholder(_flag_type(field.hint))
             if _is_dict(field.hint):
-                filled[name] = ConfigDict(_convert(field.hint, value, f"config.{here}"))
+                converted = _convert(field.hint, value, f"config.{here}")
+                filled[name] = ConfigDict({key: _plain(item) for key, item in converted.items()})
                 _open_keys(filled[name], [o.removeprefix(f"{here}.") for o in overrides if o.startswith(f"{here}.")])
             elif value is not None:
                 filled[name] = _plain(_convert(field.hint, value, f"config.{here}"))

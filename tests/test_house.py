@@ -38,6 +38,7 @@ ARROWS = {
         "bench",
         "data",
         "lab",
+        "nn",
         "train",
         "sweep",
         "tune",

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from flexjax import shipped
+from flexjax import kernels, shipped
 from flexjax.bench import (
     POISSON,
     TOO_FEW,
@@ -178,6 +178,9 @@ class _Bench:
                 f"{name:{self._width}} ready: loaded in {startup.load_s:.1f} s, compiled in {startup.compile_s:.1f} s"
                 + (f"; alone it takes {peak / 2**20:,.0f} MiB" if peak else "")
             )
+            for op, bodies in started.kernels.items():
+                words = " and ".join(kernels.in_words(op, body) for body in bodies)
+                self._say(f"{'':{self._width}} {op}: {words}")
         self._machine = environment.collect()
         self._quiet_loop_s = contention.calibration_loop()
 

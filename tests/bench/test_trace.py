@@ -65,7 +65,7 @@ def test_mooncake_is_sorted_by_time(tmp_path):
 @pytest.mark.parametrize(("name", "text"), [("t.csv", AZURE), ("t.jsonl", MOONCAKE)])
 def test_gzipped_equals_plain_and_limit_takes_the_first(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     assert read_trace(tmp_path / f"{name}.gz") == read_trace(tmp_path / name)
     assert len(read_trace(tmp_path / name, limit=1)) == 1
 
@@ -105,13 +105,14 @@ def test_errors_name_file_and_line(tmp_path, name, text, where):
     ("name", "content"),
     [
         ("a.csv", (HEAD + "2024-05-10 00:00:00Z,1,1\n").encode("utf-16")),
-        ("a.csv", gzip.compress(AZURE.encode())),
+        ("a.csv", gzip.compress(AZURE.encode(), mtime=0)),
         ("a.csv.gz", AZURE.encode()),
-        ("a.csv.gz", gzip.compress(AZURE.encode())[:-20]),
-        ("a.jsonl.gz", gzip.compress(MOONCAKE.encode())[:10] + b"torn"),
+        ("a.csv.gz", gzip.compress(AZURE.encode(), mtime=0)[:-20]),
+        ("a.jsonl.gz", gzip.compress(MOONCAKE.encode(), mtime=0)[:10] + b"torn"),
         ("a.jsonl", MOONCAKE.encode() + b"\xff\n"),
         ("a.csv", None),
     ],
+    ids=("UTF-16", "gzip named csv", "csv named gz", "gzip cut", "gzip torn", "broken UTF-8", "folder"),
 )
 def test_a_file_that_is_torn_or_something_else_is_named(tmp_path, name, content):
     if content is not None:
